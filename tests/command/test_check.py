@@ -266,7 +266,7 @@ def saying(greeting: bytes, *replies: bytes) -> LocalServer:
         (
             "imaps",
             saying(b"* OK ready\r\n"),
-            ["if its protocol begins in plain text, write that, as in imap://HOST"],
+            ["if its protocol begins in plain text, name the protocol, as in imap://HOST"],
         ),
         (
             "imap",

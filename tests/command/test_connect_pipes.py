@@ -175,10 +175,10 @@ def test_under_tls_a_peer_that_falls_silent_is_closed(
         url = f"tls://localhost:{port}"
         status, out, err = connect(url, "--ca", ca_file, stdin=b"hello")
     assert (status, out, closed) == (2, b"hello" * 5, [b""])
-    assert told[1:] == ["end of the input; waiting for the peer to end"]
+    assert told[1:] == ["end of the input; waiting for the peer to close"]
     assert err == (
         "trisock: the peer did not end the connection, and was silent for 1 second: end the input "
-        "with a command that makes it end, such as QUIT\n"
+        "with a command that makes the peer close, such as QUIT\n"
     )
 
 

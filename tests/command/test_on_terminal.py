@@ -182,7 +182,7 @@ def test_a_terminal_sends_lf_if_asked_to(command_ca: CertificateAuthority, ca_fi
             terminal.type("hello\n")
             terminal.read_until(r"b'hello\n'")
             terminal.type("\x04")
-            terminal.read_until("end of the input; waiting for the peer to end")
+            terminal.read_until("end of the input; waiting for the peer to close")
             terminal.type("\x03")
             assert terminal.wait() == 130
             assert "Traceback" not in terminal.shown

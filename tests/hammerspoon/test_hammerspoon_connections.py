@@ -79,7 +79,7 @@ async def test_connect_on_a_connected_object_returns_None_and_logs(
     client: Socket, peer: trisock.Socket, log: Log
 ) -> None:
     assert client.connect(LOCALHOST, 1) is None
-    assert "cannot connect: it is already connected or listening (first disconnect)" in log.text
+    assert "cannot connect: it is already connected or listening (disconnect first)" in log.text
     assert client.listen(0) is None
     assert client.connected()
     client.write("still there\n")

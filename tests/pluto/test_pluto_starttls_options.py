@@ -104,7 +104,7 @@ async def test_starttls_adds_no_alpn_to_roles_that_it_cannot_copy(
 ) -> None:
     client, _ = await pair()
     role = server_tls if kind == "ServerTLS" else ssl.create_default_context()
-    with pytest.raises(TypeError, match=f"with a {kind}, set alpn_protocols there"):
+    with pytest.raises(TypeError, match=f"with a {kind}, set its ALPN protocols"):
         await got(client.starttls(role, {"alpn": ["h2"]}))
     assert client.isopen()
 

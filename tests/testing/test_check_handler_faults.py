@@ -354,7 +354,7 @@ async def test_request_that_is_dropped_at_the_end_is_found() -> None:
     with pytest.raises(AssertionError) as caught:
         await check_handler(handle)
     assert str(caught.value) == (
-        "half-close: the handler does not answer a request that the end of the stream follows at "
+        "half-close: the handler does not answer a request if the end of the stream follows at "
         "once (if the end comes later, it sends b'NOOP\\r\\n')"
     )
 
@@ -473,7 +473,7 @@ async def test_chunk_taken_for_a_message_is_found() -> None:
 
     message = (
         "byte by byte: the handler sent b'did N\\ndid O\\ndid O\\ndid P\\ndid \\ndid \\n', "
-        "but to a whole request it sends b'did NOOP\\n'"
+        "but if the request comes in one piece, it sends b'did NOOP\\n'"
     )
     await finds(message, handle)
 

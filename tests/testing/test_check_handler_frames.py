@@ -214,8 +214,8 @@ async def test_chunk_taken_for_a_frame_is_found() -> None:
             await sock.send_frame(chunk[4:])
 
     message = (
-        f"byte by byte: the handler sent {bytes(20)!r}, but to a whole request it sends "
-        r"b'\x00\x00\x00\x01k'"
+        f"byte by byte: the handler sent {bytes(20)!r}, but if the request comes in one piece, it "
+        r"sends b'\x00\x00\x00\x01k'"
     )
     await finds(message, handle, request=b"\0\0\0\1k")
 

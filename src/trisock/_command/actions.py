@@ -18,9 +18,9 @@ from .urls import Target
 
 
 def check(targets: Sequence[Target], options: Options, *, parallel: int, as_json: bool) -> int:
-    """Check URLs, and show the results. The worst one is the exit status.
+    """Check URLs, and show the results. The worst status of a URL is the exit status.
 
-    After Ctrl-C, the results that are known are shown, and ``KeyboardInterrupt`` is raised.
+    After Ctrl-C, this shows the results so far, and raises ``KeyboardInterrupt``.
     """
     console = None if as_json else output.terminal(sys.stdout)
     in_lines = not as_json and console is None

@@ -1,4 +1,4 @@
-"""What the user can write: commands, options and their help."""
+"""The command line: the commands, their options and their help."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .urls import SCHEMES, Target, check_host, parse
 Action: TypeAlias = Callable[[], int]
 
 
-# Callbacks of click. Each turns what was typed into what the command needs. Its errors name the
-# option, and quote what was typed.
+# Callbacks for click. Each converts an argument as typed into the value that the command needs. Its
+# errors name the option, and quote what was typed.
 
 
 def _target(ctx: click.Context, param: click.Parameter, url: str) -> Target:
@@ -44,7 +44,7 @@ def _targets(
 
 
 def _positive(ctx: click.Context, param: click.Parameter, seconds: float) -> float:
-    if not seconds > 0:  # also for NaN
+    if not seconds > 0:  # this also rejects NaN
         raise click.BadParameter(f"{seconds:g} is not a number of seconds above 0", ctx, param)
     return seconds
 
@@ -78,7 +78,7 @@ _CA = click.option(
     "--ca",
     type=_FILE,
     callback=_authorities,
-    help="Trust the certificates in this PEM file only.",
+    help="Trust only the certificates in this PEM file.",
 )
 _NAME = click.option(
     "--name", callback=_name, metavar="NAME", help="Verify this name instead of the URL's host."
@@ -103,7 +103,7 @@ def _protocols() -> str:
 @click.version_option(__version__, prog_name="trisock", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Check the TLS of servers, and talk to them, also where TLS begins with STARTTLS.
+    """Check the TLS of servers, and talk to servers, with or without STARTTLS.
 
     "trisock COMMAND --help" tells more about a command.
     """
@@ -137,7 +137,7 @@ Examples:
     default=14,
     show_default=True,
     metavar="DAYS",
-    help="Fewer days left is a warning.",
+    help="Warn if a certificate has fewer days left.",
 )
 @_CA
 @_NAME
@@ -201,8 +201,8 @@ def connect(
 ) -> Action:
     """Talk to a server: what you type is sent, and what it sends is shown.
 
-    Input from a pipe is sent as it is. At the end of the input, the output goes on until the server
-    ends the connection.
+    Input from a pipe is sent as it is. After the end of the input, the output continues until the
+    server ends the connection.
     """
     for option, given in (("--ca", ca), ("--name", name)):
         if given and not url.scheme.tls:

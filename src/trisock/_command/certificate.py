@@ -15,13 +15,14 @@ from .._text import printable
 
 T = TypeVar("T")
 
-# How many characters of a name are shown. A host name has at most 253 (RFC 1035, section 2.3.4).
+# Show at most this many characters of a name. A host name has at most 253 (RFC 1035, section
+# 2.3.4).
 _MAX_TEXT = 255
 
 
 @dataclass(frozen=True)
 class CertificateFacts:
-    """What a certificate says. Whatever cannot be read is missing.
+    """What a certificate says. Fields that cannot be read are empty or ``None``.
 
     Attributes:
       names: the DNS names and IP addresses of the subjectAltName. Clients compare nothing else (RFC
@@ -36,7 +37,7 @@ class CertificateFacts:
     not_after: datetime.datetime | None = None
 
     def days_left(self, now: datetime.datetime) -> int | None:
-        """Return how many whole days are left. The number is negative after the end."""
+        """Return how many whole days are left. The number is negative after the expiry."""
         return None if self.not_after is None else (self.not_after - now).days
 
 
@@ -60,15 +61,15 @@ def _shown(text: str) -> str:
 
 
 def _attempt(function: Callable[[], T]) -> T | None:
-    # ``cryptography`` raises errors of many types for odd certificates, and it warns.
+    # ``cryptography`` raises errors (and warnings) of many types for malformed certificates.
     with contextlib.suppress(Exception):
         return function()
     return None
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
-    # These are what a client compares, as they are written. ``Certificate.names`` is for SNI: there
-    # are no addresses, and a common name may stand in.
+    # A client compares these names, unchanged. ``Certificate.names`` is for SNI: it contains no
+    # addresses, and may contain a common name instead.
     with contextlib.suppress(x509.ExtensionNotFound):
         extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         names: list[str] = extension.value.get_values_for_type(x509.DNSName)

@@ -1,4 +1,4 @@
-"""Check one URL: connect, verify the certificate, and judge."""
+"""Check one URL: connect, verify the certificate, and judge the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .roles import Roles
 from .stages import Opening
 from .urls import Target
 
-#: The states of a URL, and the exit statuses of the command, as Nagios has them.
+#: The states of a URL. They are also the exit statuses of the command, as for a Nagios plugin.
 GOOD, EXPIRES_SOON, BAD = 0, 1, 2
 
 
@@ -31,7 +31,7 @@ class Result:
       status: ``GOOD``, ``EXPIRES_SOON`` or ``BAD``.
       error: what is wrong and what to do, or ``None``.
       verified: whether the certificate is valid for the name, and its chain is trusted.
-      version, cipher, alpn: of the connection; ``None`` if there was no handshake.
+      version, cipher, alpn: what the handshake negotiated; ``None`` if there was no handshake.
       certificate: what the certificate says.
       days_left: whole days until the certificate expires, or ``None`` if that is not known.
       injection: whether the server executes plain-text commands inside TLS, so that an attacker
@@ -56,8 +56,8 @@ class Options:
 
     Attributes:
       roles: the TLS roles.
-      timeout: the limit for one URL, in seconds: names, connections, handshakes and their ends.
-      warn_days: a certificate with fewer days left expires soon.
+      timeout: the limit for one URL, in seconds, from the name look-up to the end of the check.
+      warn_days: a certificate with fewer days left is ``EXPIRES_SOON``.
       injection: whether to run the injection test.
     """
 
@@ -69,7 +69,7 @@ class Options:
 
 @dataclass
 class _Seen:
-    """What was seen until the time was over."""
+    """What the check has found so far. After a timeout, this is incomplete."""
 
     opening: Opening
     tls: TLSInfo | None = None
@@ -80,8 +80,8 @@ class _Seen:
 async def check(target: Target, options: Options) -> Result:
     """Check a URL. Whatever the network does, this returns a result.
 
-    A certificate that does not verify is shown as well: a second connection, which verifies
-    nothing, fetches it.
+    A certificate that fails verification is shown as well: a second connection fetches it without
+    verification.
     """
     seen = _Seen(Opening())
     with trio.move_on_after(options.timeout):
@@ -107,14 +107,14 @@ async def _look(target: Target, roles: Roles, seen: _Seen) -> None:
 async def _handshake(target: Target, roles: Roles, seen: _Seen, *, verify: bool) -> None:
     sock = await open_target(target, roles, target.scheme.alpn, seen.opening, verify=verify)
     seen.tls = sock.tls
-    with contextlib.suppress(*NETWORK_ERRORS):  # what has been seen counts
+    with contextlib.suppress(*NETWORK_ERRORS):  # a failed close is no fault
         await sock.close()
 
 
 async def _inject(target: Target, protocol: str, roles: Roles, seen: _Seen) -> None:
-    with contextlib.suppress(*NETWORK_ERRORS):  # of connecting again
+    with contextlib.suppress(*NETWORK_ERRORS):  # the second connection may fail
         sock = await connect_plain(target, seen.opening)
-        seen.injection = False  # also if the server does not answer in time
+        seen.injection = False  # the result if the server does not answer in time
         seen.injection = await is_injectable(sock, protocol, roles.role((), verify=False))
 
 

@@ -11,8 +11,8 @@ from .progress import Progress
 from .stages import note_look_ups
 from .urls import Target
 
-# Trio resolves names in threads, 40 at once. A look-up whose check has timed out holds its thread
-# until the resolver gives up.
+# By default, Trio runs at most 40 threads, and each name look-up uses one. A look-up keeps its
+# thread until the resolver gives up, even if the check has timed out. So allow more threads.
 _LOOKUPS_PER_CHECK = 2
 
 
@@ -20,7 +20,7 @@ class Finished:
     """The results of the finished checks, in the order of the URLs.
 
     Args:
-      show: called with each result, once all before it are known.
+      show: called with each result, once all results before it are known.
 
     Invariant: the first ``_shown`` URLs have results, and these were shown.
     """
@@ -31,14 +31,14 @@ class Finished:
         self._results: dict[int, Result] = {}
 
     def add(self, number: int, result: Result) -> None:
-        """Add the result of a URL, and show those whose turn it is."""
+        """Add the result of a URL, and show all results whose turn has come."""
         self._results[number] = result
         while self._shown in self._results:
             self._shown += 1
             self._show(self._results[self._shown - 1])
 
     def show_rest(self) -> None:
-        """Show the results that wait for a check that was cancelled."""
+        """Show the results that are still held back, because an earlier check was cancelled."""
         for number in sorted(self._results):
             if number >= self._shown:
                 self._show(self._results[number])
@@ -58,7 +58,7 @@ async def check_all(
 ) -> None:
     """Check all URLs, ``parallel`` of them at once, and add the results to ``finished``.
 
-    What ``finished`` raises ends the checks. If cancelled, ``finished`` has the results so far.
+    An exception of ``finished`` ends the checks. If cancelled, ``finished`` has the results so far.
     """
     note_look_ups()
     threads = trio.to_thread.current_default_thread_limiter()

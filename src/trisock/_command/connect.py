@@ -1,4 +1,4 @@
-"""A terminal on a connection."""
+"""Connect a terminal to a server: send what is typed, and show what the server sends."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .stages import Opening, note_look_ups
 from .terminal import TerminalText, read, write
 from .urls import Target
 
-# In seconds: for the look-up of the name, the connection, STARTTLS and the handshake together.
+# The limit in seconds for the name look-up, the connection, STARTTLS and the handshake together.
 _OPENING_LIMIT = 60
 
-# TLS has no half-close. So, once the input has ended, a TLS peer that says nothing for this long
-# (in seconds) gets close_notify. ``relay`` waits as long.
+# TLS has no half-close. So after the end of the input, we close a TLS connection when the peer has
+# sent nothing for this long (seconds). ``relay`` uses the same limit.
 _SILENCE = 60
 
-# Nobody can type HTTP/2. A server that may choose prefers it, so it is not offered.
+# We do not offer HTTP/2: servers prefer it, but nobody can type it.
 _BINARY_HTTP = "h2"
 
 
@@ -41,8 +41,8 @@ class Ends:
     """The descriptors of the terminal.
 
     Attributes:
-      input: where to read what to send; ``None`` if there is no input.
-      output: where to write what the peer sends; ``None`` to drop it.
+      input: the descriptor with the data to send; ``None`` if there is no input.
+      output: the descriptor for the data that the peer sends; ``None`` to drop this data.
       notify: called with a text for the user.
     """
 
@@ -54,14 +54,14 @@ class Ends:
 async def converse(
     target: Target, roles: Roles, ends: Ends, *, proxy_protocol: bool, keep_lf: bool
 ) -> None:
-    """Connect, send the input, and show what the peer sends until the peer ends.
+    """Connect, send the input, and show what the peer sends until it ends the connection.
 
     Input from a terminal gets CRLF line ends, unless ``keep_lf``. Other input is sent as it is. At
-    the end of the input, a connection in plain text is half-closed. TLS has no half-close: there,
-    the connection is closed once the peer has been silent for 60 seconds.
+    the end of the input, a connection in plain text is half-closed. TLS has no half-close: a TLS
+    connection is closed once the peer has been silent for 60 seconds.
 
-    Raises: ``ConversationFailedError`` if the network or the peer fails. A peer that is silent for
-    too long fails as well: its answer may be incomplete. ``OSError`` if the input or the output
+    Raises: ``ConversationFailedError`` if the network or the peer fails, or if the peer is silent
+    for too long, because its answer may then be incomplete. ``OSError`` if the input or the output
     fails. If cancelled, the connection is closed immediately.
     """
     alpn = tuple(each for each in target.scheme.alpn if each != _BINARY_HTTP)
@@ -102,10 +102,10 @@ def _describe(sock: Socket) -> str:
 class _Conversation:
     """Both directions of a conversation.
 
-    ``_failure`` is the error that ended one of them. It is raised bare, and not in a group.
+    ``_failure`` is the error that ended a direction. ``run`` raises it bare, and not in a group.
 
-    Invariant: ``_waiting`` surrounds each read. It has a deadline once the input has ended
-    (``_is_limited``). While the output is slow, no read waits, so this is no silence of the peer.
+    Invariant: the scope ``_waiting`` surrounds each read. The scope has a deadline once the input
+    has ended (``_is_limited``). Slow output does not count as silence: no read runs meanwhile.
     """
 
     def __init__(self, sock: Socket, ends: Ends, *, keep_lf: bool) -> None:
@@ -136,14 +136,14 @@ class _Conversation:
             both.cancel()
 
     async def _send(self) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):  # reading tells why
+        with contextlib.suppress(trio.BrokenResourceError):  # the read reports the reason
             if self._ends.input is not None:
                 while data := await read(self._ends.input):
                     await self._sock.send(data.replace(b"\n", b"\r\n") if self._to_crlf else data)
             if self._sock.istls():
                 self._is_limited = True
                 self._waiting.deadline = trio.current_time() + _SILENCE
-                self._ends.notify("end of the input; waiting for the peer to end")
+                self._ends.notify("end of the input; waiting for the peer to close")
             else:
                 await self._sock.send_eof()
 
@@ -154,14 +154,14 @@ class _Conversation:
         self._ends.notify("the peer has ended the connection")
 
     async def _next(self) -> bytes:
-        """Return what ``recv`` returns. Close the connection if the peer is silent."""
+        """Return what ``recv`` returns. Close the connection if the peer is silent for too long."""
         deadline = trio.current_time() + _SILENCE if self._is_limited else math.inf
         with trio.CancelScope(deadline=deadline) as self._waiting:
             return await self._sock.recv()
         await self._sock.close()
         raise ConversationFailedError(
             f"the peer did not end the connection, and was silent for {format_seconds(_SILENCE)}: "
-            "end the input with a command that makes it end, such as QUIT"
+            "end the input with a command that makes the peer close, such as QUIT"
         )
 
     async def _show(self, data: bytes, *, final: bool = False) -> None:

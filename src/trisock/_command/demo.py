@@ -39,15 +39,15 @@ async def demo(console: Console) -> None:
         await server.wait_closed()
         accepted = server.stats().accepted
         stage.remark(f"the server has served {accepted} connection and is closed")
-    for text in stage.texts:  # here, an error of the output is no error of a task
+    for text in stage.texts:  # outside the nursery, which would wrap an error of the output
         console.print(text, soft_wrap=True)
 
 
 class _Stage:
-    """Notes who says what, and how it travels.
+    """Records who says what, and whether it is encrypted.
 
     Attributes:
-      texts: what is shown at the end. The conversation takes no noticeable time.
+      texts: the lines to show at the end. Until then, no noticeable time passes.
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 
 _CHECK_RESOLVER = "check the name, and the resolver of this machine"
 
-# For a server that says nothing before TLS.
+# Advice for a server that sends nothing before TLS.
 _IMPLICIT_TLS = "check the port, or write {}:// if it expects TLS from the start"
 
 _ADVICE_BY_ERRNO = {
@@ -30,10 +30,10 @@ _ADVICE_BY_ERRNO = {
     errno.ETIMEDOUT: "check the host and the port",
     errno.EHOSTUNREACH: "check the address and the network",
     errno.ENETUNREACH: "check the address and the network",
-    errno.EMFILE: "this program may open no more files: use a lower --parallel",
+    errno.EMFILE: "this program cannot open more files: use a lower --parallel",
 }
 
-#: How many names of a certificate a text shows.
+#: A message shows at most this many names of a certificate.
 MAX_NAMES = 3
 
 
@@ -65,7 +65,7 @@ def _text(error: Exception) -> str:
 
 
 def _advice(error: Exception, target: Target) -> str | None:
-    """Return what to do, or ``None`` if nobody knows."""
+    """Return what to do, or ``None`` if there is no advice for this error."""
     if isinstance(error, StartTLSError):
         if error.kind == "not offered":
             return "turn it on in the server, or check the port"
@@ -73,7 +73,7 @@ def _advice(error: Exception, target: Target) -> str | None:
             return _IMPLICIT_TLS.format(implicit_scheme(target))
     elif isinstance(error, TLSError):
         if error.reason in _NOT_TLS and target.scheme.protocol is None:
-            return "if its protocol begins in plain text, write that, as in imap://HOST"
+            return "if its protocol begins in plain text, name the protocol, as in imap://HOST"
     elif isinstance(error, socket.gaierror):
         # EAI_AGAIN: no name server has answered.
         return _CHECK_RESOLVER if error.errno == socket.EAI_AGAIN else "check the name"
@@ -89,7 +89,7 @@ def explain_verification(
 
     Args:
       code: OpenSSL's verify code.
-      text: OpenSSL's text, for the codes that are rare.
+      text: OpenSSL's text, which is used for rare codes.
       facts, name, now: as in ``explain``.
     """
     name = printable(name)
@@ -101,7 +101,7 @@ def explain_verification(
             "load it"
         )
     if code == _EXPIRED and facts.not_after is not None:
-        return "a certificate of the chain has expired: replace it in what the server sends"
+        return "a certificate of the chain has expired: replace it in the chain of the server"
     if code == _EXPIRED:
         return "a certificate has expired: renew the server's, or replace the one in its chain"
     if code == _NOT_YET_VALID and facts.not_before is not None and facts.not_before > now:
@@ -127,7 +127,7 @@ def _explain_wrong_name(facts: CertificateFacts, name: str) -> str:
     names, where = "", " in its subjectAltName"
     if facts.names:
         names, where = f"for {listed(facts.names)}, ", ""
-    elif facts.not_after is not None:  # the certificate has been seen
+    elif facts.not_after is not None:  # the certificate is known
         return (
             "the certificate has no subjectAltName with a host name, and clients ignore a common "
             f"name: get one that has {name} in its subjectAltName"
@@ -172,7 +172,7 @@ INJECTABLE = (
 
 
 def listed(names: tuple[str, ...]) -> str:
-    """List the first names of a certificate."""
+    """Return the names of a certificate as text: at most ``MAX_NAMES``, and how many more."""
     if not names:
         return "no name"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""

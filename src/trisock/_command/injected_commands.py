@@ -4,8 +4,8 @@ An attacker can add a plain-text command to the segment in which a client asks f
 server keeps this command, and executes it inside TLS, as if the client had sent it encrypted
 (CVE-2011-0411; "Why TLS Is Better Without STARTTLS", USENIX Security 2021).
 
-The test adds a harmless command in the same way. Inside TLS, it sends only the command that ends
-the session. An answer to the harmless command inside TLS shows that the server is vulnerable.
+The test adds a harmless command in the same way. Inside TLS, the test sends only the command that
+ends the session. An answer to the harmless command inside TLS shows that the server is vulnerable.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class InjectedCommand:
     """What to send for one protocol, and how to recognize the answer.
 
     Attributes:
-      starttls: part of the message that asks for TLS. No other message contains it.
-      command: the harmless command. It is sent in plain text, in the same segment.
-      quit: the command that ends the session. It is sent inside TLS.
-      is_answered: whether the bytes that were received inside TLS answer ``command``.
+      starttls: part of the message that asks for TLS. No other message contains this part.
+      command: the harmless command, which is sent in plain text, in the same segment.
+      quit: the command that ends the session, which is sent inside TLS.
+      is_answered: tells whether the bytes received inside TLS contain an answer to ``command``.
     """
 
     starttls: bytes
@@ -38,7 +38,7 @@ def _holds(*parts: bytes) -> Callable[[bytes], bool]:
 
 
 def _first_code_is_not(*codes: bytes) -> Callable[[bytes], bool]:
-    """Recognize an answer by its code. The first reply to ``quit`` alone has one of ``codes``."""
+    """Recognize an answer by the first code: the reply to ``quit`` alone has one of ``codes``."""
     return lambda data: re.match(rb"[0-9]{3}", data) is not None and data[:3] not in codes
 
 
@@ -69,7 +69,7 @@ _POSTGRES_CANCEL = bytes.fromhex("00000010 04d2162e 00000000 00000000")
 
 
 def _answers_startup(data: bytes) -> bool:
-    # A server with the fix for CVE-2021-23214 notices the injected bytes. It reports a protocol
+    # A server with the fix for CVE-2021-23214 notices the injected bytes, and reports a protocol
     # violation (08P01) inside TLS.
     return bool(data) and b"C08P01\0" not in data
 
@@ -93,8 +93,8 @@ def _answers_login(data: bytes) -> bool:
 
 def _xmpp(namespace: bytes) -> InjectedCommand:
     # Inside TLS, a new stream begins with a header (RFC 6120, section 5.4.3.3). If the server
-    # executes an injected header, it sends its features. Otherwise, the end of a stream that has
-    # not begun is an error.
+    # executes an injected header, it sends its features. Otherwise, it reports an error, because
+    # ``quit`` ends a stream that has not begun.
     header = (
         b"<?xml version='1.0'?><stream:stream to='trisock.invalid' version='1.0' xmlns='"
         + namespace
@@ -104,8 +104,8 @@ def _xmpp(namespace: bytes) -> InjectedCommand:
     return InjectedCommand(b"<starttls", header, b"</stream:stream>", features)
 
 
-#: By protocol of ``starttls.PROTOCOLS``. Telnet is missing: its servers send data unasked, so an
-#: answer cannot be recognized.
+#: The commands for each protocol of ``starttls.PROTOCOLS``. Telnet is missing: its servers send
+#: data unasked, so an answer cannot be recognized.
 INJECTED_COMMANDS: dict[str, InjectedCommand] = {
     "smtp": _SMTP,
     "lmtp": _SMTP,

@@ -9,14 +9,14 @@ from .. import Buffer, ClientTLS, Socket, starttls
 from .injected_commands import INJECTED_COMMANDS, InjectedCommand
 from .opening import NETWORK_ERRORS
 
-# How many bytes of answers are looked at.
+# Stop reading after this many bytes of answers.
 _MAX_ANSWERS = 65536
 
 
 class _InjectingSocket:
     """A Socket that adds a command to the segment that asks for TLS.
 
-    ``starttls.upgrade`` uses it for the negotiation. Only ``send`` differs from the socket's own.
+    ``starttls.upgrade`` uses it for the negotiation. All methods but ``send`` are the Socket's own.
     """
 
     def __init__(self, sock: Socket, injected: InjectedCommand) -> None:
@@ -36,12 +36,12 @@ class _InjectingSocket:
 async def is_injectable(sock: Socket, protocol: str, tls: ClientTLS) -> bool:
     """Return whether the server answers a plain-text command inside TLS.
 
-    If the negotiation or the handshake fails, the server does not: it has noticed the command.
+    If the negotiation or the handshake fails, return False: the server has noticed the command.
 
     Args:
-      sock: a new connection, in plain text. It is closed afterwards.
+      sock: a new connection, in plain text. This call closes it.
       protocol: one of ``INJECTED_COMMANDS``.
-      tls: the role. It should accept any certificate, because the test sends nothing secret.
+      tls: the role, which should accept any certificate, because the test sends nothing secret.
 
     The call has no time limit of its own. A cancelled call closes the socket as well.
     """

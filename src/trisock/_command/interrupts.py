@@ -18,7 +18,7 @@ def run(function: Callable[[], Awaitable[T]]) -> T:
 
 async def _run_until_interrupted(function: Callable[[], Awaitable[T]]) -> T:
     previous = signal.getsignal(signal.SIGINT)
-    # Ignored: a shell's background job, for example. None: a program around Python handles it.
+    # SIGINT is ignored, for example in a shell's background job, or handled by C code (None).
     if previous in (signal.SIG_IGN, None):
         return await function()
     token = trio.lowlevel.current_trio_token()

@@ -1,4 +1,4 @@
-"""Run the command: parse, act, and turn every end into an exit status."""
+"""Run the command: parse its arguments, act, and turn the outcome into an exit status."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from . import output
 from .arguments import Action, cli
 from .demo import MissingExtraError
 
-# The exit statuses besides those of ``check``.
+# Further exit statuses, besides those of ``check``.
 _SUCCESS, _MISSING_EXTRA, _WRONG_USAGE = 0, 1, 3
-_INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell shows SIGINT and SIGPIPE
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str] | None) -> int:
         return _MISSING_EXTRA
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
-    except SystemExit as exc:  # click's shell completion, or the reader of click's help has gone
+    except SystemExit as exc:  # from click: after a shell completion, or a broken pipe
         if not exc.code:
             return _SUCCESS
         output.discard(sys.stdout)
@@ -40,14 +40,14 @@ def run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         output.discard(sys.stdout)
         return _BROKEN_PIPE
-    except OSError as exc:  # of stdin or stdout: those of the network are handled below
+    except OSError as exc:  # an error of stdin or stdout: the actions handle network errors
         output.discard(sys.stdout)
         output.say(f"trisock: input or output failed: {exc}")
         return _WRONG_USAGE
 
 
 def _act(arguments: Sequence[str] | None) -> int:
-    """Parse with click, then act outside it: click exits with 1 if a pipe breaks."""
+    """Parse with click. Then act outside click, which would exit with 1 if a pipe breaks."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     action: Action | int | None = cli.main(given, prog_name="trisock", standalone_mode=False)
     if callable(action):
@@ -56,7 +56,7 @@ def _act(arguments: Sequence[str] | None) -> int:
 
 
 def _usage(error: click.ClickException) -> str:
-    """Return what click would write to stderr. It fails if it cannot write there."""
+    """Return what click would write to stderr. (Click itself fails if stderr is not writable.)"""
     text = io.StringIO()
     error.show(text)
     return text.getvalue().rstrip("\n")

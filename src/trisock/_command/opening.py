@@ -17,11 +17,12 @@ from .roles import Roles
 from .stages import Opening, Stage
 from .urls import Target
 
-#: What a network, a peer and its certificate can cause. ``TLSError`` and ``StartTLSError`` are
-#: ``BrokenResourceError`` too. Arguments were checked before: a ``ValueError`` would be a bug here.
+#: The errors that a network, a peer or its certificate can cause. ``TLSError`` and
+#: ``StartTLSError`` are ``BrokenResourceError`` too. A ``ValueError`` would be a bug here, because
+#: the arguments were checked before.
 NETWORK_ERRORS = (OSError, trio.BrokenResourceError)
 
-# OpenSSL's reasons for a server that shares no ALPN protocol with us (RFC 7301, section 3.2).
+# OpenSSL's reasons when a server shares no ALPN protocol with us (RFC 7301, section 3.2).
 _NO_ALPN = ("NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_NO_APPLICATION_PROTOCOL")
 
 
@@ -36,16 +37,16 @@ async def open_target(
 ) -> Socket:
     """Connect, and start TLS if the URL says so. A cancelled or failed call leaves nothing open.
 
-    If the server refuses all protocols that ALPN offers, a second connection offers none. Most
-    clients of mail offer none either.
+    If the server refuses all protocols that we offer by ALPN, a second connection offers none. Most
+    mail clients offer none either.
 
     Args:
       target: where to connect.
       roles: the roles for TLS.
       alpn: the protocols to offer by ALPN.
-      opening: notes how far it has come.
-      verify: whether to verify the certificate. It must have the name in ``roles``, or else the
-        URL's host.
+      opening: records the current stage.
+      verify: whether to verify the certificate. A verified certificate must be valid for the name
+        in ``roles`` or, if there is none, for the URL's host.
       proxy_protocol: whether to send a PROXY header first, with the connection's own addresses.
 
     Raises: one of ``NETWORK_ERRORS``. The call has no time limit of its own.

@@ -1,4 +1,4 @@
-"""Where the command writes: stdout and stderr, and whether these are terminals."""
+"""The output of the command: stdout and stderr, which may be terminals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def say(text: str) -> None:
         try:
             print(text, file=sys.stderr, flush=True)
         except OSError:
-            discard(sys.stderr)  # or Python would try again at the end, and exit with status 120
+            discard(sys.stderr)  # otherwise Python would try again at exit, with status 120
 
 
 def notify(text: str) -> None:
@@ -51,18 +51,18 @@ def flush() -> None:
 
 def descriptor(stream: TextIO | None) -> int | None:
     """Return the descriptor of ``sys.stdin`` or ``sys.stdout``, or ``None`` if it is closed."""
-    # The number of a closed one may belong to a socket by now.
+    # If the stream is closed, the number of its descriptor may belong to a socket by now.
     return None if stream is None else stream.fileno()
 
 
 def escape_unencodable() -> None:
-    """Show characters that the encoding of stdout lacks as escapes."""
+    """Let stdout escape the characters that its encoding lacks."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is still written to stdout or stderr nowhere: its reader has gone, for example."""
+    """Discard all further output to stdout or stderr, for example because nobody reads it."""
     with contextlib.suppress(OSError, AttributeError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         try:

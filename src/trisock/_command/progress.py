@@ -6,7 +6,7 @@ import trio
 from rich import progress
 from rich.console import Console
 
-# In seconds. What ends sooner needs no bar.
+# In seconds. Checks that end sooner need no bar.
 _DELAY = 0.5
 _REFRESH_INTERVAL = 0.1
 
@@ -28,7 +28,7 @@ class Progress:
                 progress.MofNCompleteColumn(),
                 progress.TimeElapsedColumn(),
                 console=console,
-                auto_refresh=False,  # a thread would do it
+                auto_refresh=False,  # True would start a thread
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,
@@ -36,12 +36,12 @@ class Progress:
             self._task = self._bar.add_task("", total=total)
 
     def advance(self) -> None:
-        """Note that one more check is done."""
+        """Count one more finished check."""
         if self._bar is not None:
             self._bar.advance(self._task)
 
     async def run(self) -> None:
-        """Show the bar until cancelled. It then vanishes."""
+        """Show the bar until cancelled, and then remove it."""
         if self._bar is None:
             return
         await trio.sleep(_DELAY)

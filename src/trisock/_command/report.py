@@ -1,4 +1,4 @@
-"""Show results: a table or blocks on a terminal, a line for each in a pipe, or JSON."""
+"""Show results: a table or blocks on a terminal, one line for each result in a pipe, or JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = {GOOD: "OK", EXPIRES_SOON: "WARNING", BAD: "CRITICAL"}
 _STYLES = {GOOD: "green", EXPIRES_SOON: "yellow", BAD: "red"}
 _SUMMARY = {GOOD: "good", EXPIRES_SOON: "soon to expire", BAD: "bad"}
 
-# In columns. A narrower table has no room for the name of a cipher of TLS 1.3.
+# In columns. A narrower table has no room for the cipher names of TLS 1.3.
 _MIN_TABLE_WIDTH = 74
 
 
@@ -60,13 +60,13 @@ def to_line(result: Result) -> str:
 
 
 def show_on_terminal(console: Console, results: Sequence[Result]) -> None:
-    """Print a table, or a block for each result if the terminal is narrow. Then a summary."""
+    """Print a table (on a narrow terminal, a block for each result), and then a summary."""
     shown = to_table(results) if console.width >= _MIN_TABLE_WIDTH else to_blocks(results)
     console.print(shown, _summary(results))
 
 
 def to_table(results: Sequence[Result]) -> RenderableType:
-    """Return a table, which needs ``_MIN_TABLE_WIDTH`` columns, and an empty line."""
+    """Return a table with an empty line after it. A table needs ``_MIN_TABLE_WIDTH`` columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
     table.add_column("Status", no_wrap=True)
     table.add_column("URL", overflow="fold", max_width=34)
@@ -84,7 +84,7 @@ def to_table(results: Sequence[Result]) -> RenderableType:
 
 
 def to_blocks(results: Sequence[Result]) -> RenderableType:
-    """Return a block of wrapped lines, and an empty line, for each result. It fits any width."""
+    """Return a block of lines and an empty line for each result. Blocks fit any width."""
     return Group(*map(_block, results))
 
 

@@ -6,13 +6,13 @@ from .. import ClientTLS
 
 
 class Roles:
-    """The TLS roles of all connections. They differ in the protocols that they offer by ALPN.
+    """The TLS roles of all connections. Roles differ in ALPN, and in whether they verify.
 
     Args:
       ca: the authorities to trust instead of the system's, in PEM, or ``None``.
       name: the name to verify instead of each URL's host, or ``None``.
 
-    Both are valid: they were checked when the command line was parsed.
+    Both arguments are valid: they were checked when the command line was parsed.
     """
 
     def __init__(self, ca: bytes | None, name: str | None) -> None:
@@ -21,7 +21,7 @@ class Roles:
         self._roles: dict[tuple[tuple[str, ...], bool], ClientTLS] = {}
 
     def role(self, alpn: tuple[str, ...], *, verify: bool = True) -> ClientTLS:
-        """Return the role that offers these protocols."""
+        """Return the role that offers these protocols by ALPN."""
         found = self._roles.get((alpn, verify))
         if found is None:
             ca = self._ca if verify else None

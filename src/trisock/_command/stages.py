@@ -1,4 +1,4 @@
-"""The stages of opening a connection. The text of a timeout names the current one."""
+"""The stages of opening a connection. After a timeout, the error names the current stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .. import Buffer, Socket, TLSArgument, TLSInfo
 
 
 class Stage(enum.Enum):
-    """The stages, in order. The values are words for a text."""
+    """The stages, in order. The values are used in error messages."""
 
     LOOK_UP = "while looking up the name"
     CONNECT = "while connecting"
@@ -29,7 +29,7 @@ class Opening:
     """The progress of one connection that is being opened.
 
     Attributes:
-      stage: the current stage. After the end, it is the last one.
+      stage: the current stage or, afterwards, the last stage.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Opening:
 
     @contextlib.contextmanager
     def connecting(self) -> Iterator[None]:
-        """Note whether ``connect`` looks up a name (see ``note_look_ups``)."""
+        """Record, while the block runs, whether a name is looked up (see ``note_look_ups``)."""
         self.stage = Stage.CONNECT
         token = _connecting.set(self)
         try:
@@ -46,15 +46,15 @@ class Opening:
             _connecting.reset(token)
 
     def negotiating(self, sock: Socket) -> Socket:
-        """Return a socket for ``starttls.upgrade`` that notes how far the negotiation has come."""
+        """Return a socket for ``starttls.upgrade`` that records the stage of the negotiation."""
         self.stage = Stage.GREETING
         return cast("Socket", _NotingSocket(sock, self))
 
 
 class _NotingSocket:
-    """A Socket that notes what the negotiation does. The methods are those of the socket.
+    """Wraps a Socket, and records the stage of the negotiation.
 
-    A client that has sent something no longer waits for the greeting.
+    As soon as the client sends something, it no longer waits for the greeting.
     """
 
     def __init__(self, sock: Socket, opening: Opening) -> None:
@@ -73,12 +73,12 @@ class _NotingSocket:
         return await self._sock.starttls(tls, **options)
 
 
-# The opening whose task is in ``Opening.connecting``.
+# The ``Opening`` for which the current task is in ``Opening.connecting``.
 _connecting: ContextVar[Opening] = ContextVar("_connecting")
 
 
 class _NotingResolver(trio.abc.HostnameResolver):
-    """Looks up names as Trio does without a resolver, and notes it.
+    """Looks up names as Trio does by default, and records the stage.
 
     Trio calls a resolver only for names, and not for addresses.
     """
@@ -104,5 +104,5 @@ class _NotingResolver(trio.abc.HostnameResolver):
 
 
 def note_look_ups() -> None:
-    """Note the look-ups of names in this run of Trio. Call it at the beginning of the run."""
+    """Record when names are looked up in this run of Trio. Call this at the start of the run."""
     trio.socket.set_custom_hostname_resolver(_NotingResolver())

@@ -17,12 +17,12 @@ def parse_all(urls: Sequence[str], stdin: TextIO | None) -> tuple[Target, ...]:
     """Parse the URLs of servers with TLS.
 
     Args:
-      urls: the URLs. ``STDIN`` stands for those of ``stdin``: one on each line. A comment begins
+      urls: the URLs. ``STDIN`` stands for the URLs in ``stdin``, one on each line. A comment begins
         with ``#``, at the beginning of a line or after white space.
       stdin: standard input, or ``None`` if it is closed.
 
-    Raises: ``ValueError`` if a URL is wrong, or if there are none. The text lists all that are
-    wrong, with their line numbers in ``stdin``. ``OSError`` if ``stdin`` cannot be read.
+    Raises: ``ValueError`` if a URL is wrong, or if there are no URLs. The message lists all wrong
+    URLs, with their line numbers in ``stdin``. ``OSError`` if ``stdin`` cannot be read.
     """
     targets: list[Target] = []
     errors: list[str] = []
@@ -41,7 +41,7 @@ def parse_all(urls: Sequence[str], stdin: TextIO | None) -> tuple[Target, ...]:
 
 
 def _with_places(urls: Sequence[str], stdin: TextIO | None) -> Iterator[tuple[str, str]]:
-    """Yield each URL, behind a text for errors that says where it is."""
+    """Yield pairs: a prefix for error messages that says where the URL is, and the URL."""
     for url in urls:
         if url != STDIN:
             yield "", url
@@ -53,7 +53,7 @@ def _with_places(urls: Sequence[str], stdin: TextIO | None) -> Iterator[tuple[st
 
 def _lines(stdin: TextIO) -> Iterator[tuple[str, str]]:
     if isinstance(stdin, io.TextIOWrapper):
-        stdin.reconfigure(errors="surrogateescape")  # as in arguments; ``parse`` refuses them
+        stdin.reconfigure(errors="surrogateescape")  # as for sys.argv; ``parse`` rejects these
     for number, line in enumerate(stdin, 1):
         url = re.sub(r"(^|\s)#.*", "", line.removeprefix("\ufeff"), flags=re.DOTALL).strip()
         if url:

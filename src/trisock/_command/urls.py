@@ -1,4 +1,4 @@
-"""The URLs that the command takes (no I/O)."""
+"""The URLs that the command accepts (no I/O)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Scheme:
     """What a scheme means.
 
     Attributes:
-      port: the default port, or ``None`` if the URL must have one.
+      port: the default port, or ``None`` if the URL must have a port.
       tls: whether the connection is encrypted: from the start, or after STARTTLS.
-      protocol: the protocol whose STARTTLS comes first, or ``None``.
-      alpn: the protocols to offer by ALPN: the names that IANA has registered.
+      protocol: the protocol that starts TLS by STARTTLS, or ``None``.
+      alpn: the protocols to offer by ALPN, by the names that IANA has registered.
     """
 
     port: int | None
@@ -29,7 +29,7 @@ class Scheme:
     alpn: tuple[str, ...] = ()
 
 
-#: The schemes with a host. Those of ``starttls.PROTOCOLS`` begin in plain text.
+#: The schemes with a host. The schemes from ``starttls.PROTOCOLS`` begin in plain text.
 SCHEMES: dict[str, Scheme] = {
     **{name: Scheme(ports[0], protocol=name) for name, ports in starttls.PROTOCOLS.items()},
     "submission": Scheme(587, protocol="smtp"),
@@ -106,9 +106,9 @@ def parse(url: str) -> Target:
 
 
 def check_host(host: str, *, tls: bool) -> None:
-    """Raise ``ValueError`` unless the host is valid. The text quotes what was typed.
+    """Raise ``ValueError`` unless the host is valid. The message quotes what was typed.
 
-    (The library's own text does not quote a host that may be a key.)
+    (The library's own message does not quote a host that may be a key.)
     """
     try:
         (to_tls_name if tls else to_ascii_host)(host)
@@ -118,7 +118,7 @@ def check_host(host: str, *, tls: bool) -> None:
 
 
 def implicit_scheme(target: Target) -> str:
-    """Return the scheme for TLS from the start that corresponds to a scheme with STARTTLS."""
+    """Return the scheme that uses TLS from the start, for a URL whose scheme uses STARTTLS."""
     name, _, _ = target.url.lower().partition(":")
     return f"{name}s" if f"{name}s" in SCHEMES else "tls"
 
@@ -150,7 +150,7 @@ def _to_port(text: str, shown: str) -> int:
 
 
 def _without_user(url: str) -> str:
-    # A user name may come with a password.
+    # The part before the "@" may contain a password.
     return url.rpartition("@")[2]
 
 

@@ -1,6 +1,6 @@
 """Hammerspoon's ``hs.socket``: calls that do not wait, queues, callbacks and tags.
 
-For callback code, and ports of Hammerspoon programs::
+Use it for code with callbacks, and to port Hammerspoon programs::
 
     from trisock import hammerspoon
 
@@ -10,12 +10,12 @@ For callback code, and ports of Hammerspoon programs::
         client.read("\\r\\n\\r\\n")
         await trio.sleep(1)
 
-Reads and writes are queued, and done in order in the background. ``startTLS`` waits for the reads
+Reads and writes are queued, and run in order in the background. ``startTLS`` waits for the reads
 and writes queued before it. The callbacks of one object also run in order. A callback is a plain or
-an async function. If a callback raises an exception, it is logged and affects nothing else. Leaving
-the ``open_sockets`` block ends everything.
+an async function. If a callback raises an exception, the exception is logged and affects nothing
+else. Leaving the ``open_sockets`` block closes all sockets and ends all background work.
 
-``hs.udp`` is ``hs.socket.udp``, which sends and receives datagrams::
+``hs.udp`` is Hammerspoon's ``hs.socket.udp``, for datagrams::
 
         hs.udp.server(9001, print).receive()
         hs.udp.new().send("hello", "localhost", 9001)

@@ -33,7 +33,7 @@ def to_bytes(data: object) -> bytes:
         return bytes(data)
     try:
         return data.encode()
-    except UnicodeEncodeError as exc:  # its repr contains the whole text
+    except UnicodeEncodeError as exc:  # the repr of this exception contains the whole text
         raise ValueError(
             f"the character at index {exc.start} cannot be sent: {exc.reason}"
         ) from None
@@ -57,8 +57,8 @@ def parse_send(
 ) -> tuple[str | None, int, int, Callable[..., object] | None]:
     """Parse what follows the data of ``hs.socket.udp:send``: ``[host, port][, tag][, fn]``.
 
-    Returns: the host, the port, the tag and the callback. If the object has one peer, the host is
-    ``None``, and the port 0.
+    Returns: the host, the port, the tag and the callback. If the object is connected to a peer, the
+    host is ``None`` and the port is 0.
     """
     names = ["tag", "fn"] if has_peer else ["host", "port", "tag", "fn"]
     given: dict[str, object] = dict(zip(names, arguments, strict=False))
@@ -102,7 +102,7 @@ def check_timeout(timeout: object) -> float:
 
 
 def describe_target(host: str, port: int | None) -> str:
-    """Format ``host:port``, or a path, for the log. Hide implausible values, which may be keys."""
+    """Format ``host:port``, or a path, for the log. Hide implausible values: they may be keys."""
     if port is None:
         return host if len(host) < 108 and host.isprintable() else "no path"
     plausible = len(host) < 256 and not host.split()[1:] and max(map(len, host.split("."))) < 64

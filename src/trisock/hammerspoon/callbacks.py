@@ -13,17 +13,17 @@ import trio
 
 from .._guard import is_error, isolated, leaves, log
 
-if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
-    from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
+if sys.version_info < (3, 11):  # pragma: no cover (each version runs one of the two branches)
+    from exceptiongroup import BaseExceptionGroup  # Trio depends on this package
 
-#: A function that a program passes, plain or async.
+#: A plain or async function that the program passes.
 Callback = Callable[..., object]
 
 # The overhead of a queue entry in bytes: the objects around its data, and its slot. (We measured
 # 200 to 450 bytes.) If the overhead were not counted, a flood of empty lines would cost nothing.
 ENTRY_OVERHEAD = 512
 
-# If the queued callbacks of one object hold more than this many bytes, its reads pause.
+# If the queued callbacks of an object hold more than this many bytes, the object stops reading.
 MAX_HELD = 16 * 1024 * 1024
 
 # After this many plain callbacks in a row, let other tasks run.
@@ -39,7 +39,7 @@ def cost(*held: object) -> int:
 
 
 class PendingCallbacks:
-    """The queued callbacks of an object, until it is disconnected.
+    """The queued callbacks of an object, until the object is disconnected.
 
     Invariant: ``held`` is the cost of the queued callbacks and the running one.
     """
@@ -63,7 +63,10 @@ class PendingCallbacks:
             self._readers.unpark_all()
 
     async def wait_for_room(self) -> None:
-        """Wait until the callbacks hold at most ``MAX_HELD`` bytes. Not always a checkpoint."""
+        """Wait until the callbacks hold at most ``MAX_HELD`` bytes.
+
+        This is a checkpoint only if it has to wait.
+        """
         while self.held > MAX_HELD:
             await self._readers.park()
 
@@ -86,13 +89,15 @@ class CallbackQueue:
 
     @property
     def put(self) -> Callable[..., None]:
-        """The method that queues a function and its arguments, until the next ``clear``."""
+        """The method that queues a function and its arguments.
+
+        ``clear`` replaces this method. The old method then does nothing.
+        """
         return self.pending.put
 
     def clear(self) -> None:
         """Drop the queued callbacks. A running callback continues.
 
-        If a caller got ``put`` before this call, that ``put`` does nothing afterwards.
         ``Socket.disconnect`` calls this, and also cancels the reads for the old callbacks. So no
         read waits for room in the old queue.
         """
@@ -152,8 +157,8 @@ class CallbackQueue:
 def _is_callback_error(exc: BaseException) -> bool:
     """Return whether an exception is only a failure of the callback.
 
-    A ``Cancelled`` is a failure too if our task is not cancelled: it belongs to another cancel
-    scope, and the callback has raised it again.
+    While our task is not cancelled, even a ``Cancelled`` is such a failure: the callback has raised
+    a ``Cancelled`` that belongs to another cancel scope.
     """
     if issubclass(type(exc), trio.Cancelled):
         return trio.current_effective_deadline() != -math.inf

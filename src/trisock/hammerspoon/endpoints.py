@@ -15,13 +15,13 @@ from .callbacks import PendingCallbacks
 from .operations import ReadBudget
 from .queues import QueuedConnection, accepted_connection, logger, time_limit
 
-# A client waits at most this long (seconds) for a server of the same program to accept the
-# connection. Accepting takes a few passes of the scheduler, unless the server cannot accept.
+# A client waits at most this long (seconds) for a server in the same program to accept the
+# connection. Usually, the server accepts within a few passes of the scheduler.
 _ACCEPT_SECONDS = 1.0
 
 # If a server accepts nothing for this many passes of the scheduler, we assume that it has accepted
-# all pending connections. In the first pass, the listening socket becomes readable. In the second,
-# the server accepts. In the third, the handler starts. The other passes are a margin.
+# all pending connections. Accepting takes three passes: the listening socket becomes readable, the
+# server accepts, and the handler starts. The other passes are a safety margin.
 _QUIET_PASSES = 16
 
 _servers: trio.lowlevel.RunVar[set[QueuedServer]] = trio.lowlevel.RunVar("hammerspoon's servers")
@@ -92,8 +92,8 @@ class QueuedClient:
             connection.sock = None
             finish(self)
             if sock is not None:
-                # If the program has disconnected, the end of open_sockets does not cut off the
-                # close, which has a limit of its own. Otherwise the peer could miss close_notify.
+                # If the program has disconnected, the end of open_sockets must not cancel the
+                # close: the peer could miss close_notify. The close has its own time limit.
                 with trio.CancelScope(shield=self._disconnected):
                     await sock.close()
 
@@ -117,7 +117,7 @@ class QueuedServer:
         self._budget = ReadBudget()
         self._server: trisock.Server | None = None
         self._scope = trio.CancelScope()
-        # Used by clients in the same program, to wait until the server has accepted them.
+        # Clients in the same program use these to wait until the server has accepted them.
         self._is_open = True
         self._accepted = 0
         self._changed = trio.lowlevel.ParkingLot()
@@ -147,7 +147,7 @@ class QueuedServer:
                 async with trio.open_nursery() as nursery:
                     self._server = await trisock.bind(nursery, self._listener, self._serve)
                     self._changed.unpark_all()
-        except Exception as exc:  # accept(2) failed permanently, or was stopped before it began
+        except Exception as exc:  # accept(2) failed permanently, or disconnect came first
             if not self._is_open:
                 return
             where = printable(self.path or str(self.addresses[0]))
@@ -198,8 +198,8 @@ class QueuedServer:
             ):
                 await self._changed.park()
             return
-        # Unix clients have no address to compare. But their connections are in the backlog
-        # immediately, so it is enough to wait until the backlog is empty.
+        # Unix clients have no address to compare. But the connection of a Unix client is in the
+        # backlog immediately, so it is enough to wait until the backlog is empty.
         quiet = 0
         while self._is_open and quiet < _QUIET_PASSES:
             accepted = self._accepted

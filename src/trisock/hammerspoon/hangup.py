@@ -26,7 +26,7 @@ async def wait_for_hangup(descriptor: int) -> None:
             pass
         else:
             with hangups:
-                hangups.register(descriptor, select.EPOLLRDHUP)  # resets are always reported
+                hangups.register(descriptor, select.EPOLLRDHUP)  # epoll always reports resets
                 await trio.lowlevel.wait_readable(hangups.fileno())
             return
     while not _has_hung_up(descriptor):  # noqa: ASYNC110 (there is no event)

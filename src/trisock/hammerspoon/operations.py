@@ -12,8 +12,8 @@ import trio
 
 from .callbacks import cost
 
-# When one direction of a connection has ended, an operation in the other direction may take
-# HALF_OPEN_SECONDS. A write may take one second more for each _BYTES_PER_SECOND bytes.
+# When one direction of a connection has ended, an operation in the other direction may take at most
+# HALF_OPEN_SECONDS. A write may take one second longer for each _BYTES_PER_SECOND bytes.
 HALF_OPEN_SECONDS = 60.0
 _BYTES_PER_SECOND = 65536
 
@@ -64,8 +64,8 @@ class Read:
 class Delivery:
     """One message that is sent to several connections.
 
-    ``done`` is called when the message was sent on all connections, except lost ones. It is not
-    called if all connections are lost.
+    ``done`` is called when the message was sent on all connections that are not lost. If all
+    connections are lost, ``done`` is not called.
     """
 
     __slots__ = ("_any_delivered", "_done", "_pending")
@@ -76,7 +76,7 @@ class Delivery:
         self._done = done
 
     def finish(self, delivered: bool) -> None:
-        """Count one connection: it is lost, unless the message was ``delivered`` on it."""
+        """Count one connection as finished. Unless it delivered the message, it counts as lost."""
         self._pending -= 1
         self._any_delivered |= delivered
         if not self._pending and self._any_delivered and self._done is not None:

@@ -2,12 +2,12 @@
 
 Each connection has a queue for reads and one for writes, because a read that waits for the peer
 must not block the write that the peer waits for. The operations of each queue are done in order. A
-TLS handshake is put into both queues: it begins when both queues have reached it, and both continue
-when it has ended.
+TLS handshake is put into both queues. The handshake begins when both queues have reached it, and
+both queues continue when it has ended.
 
 While no read is queued, the connection watches for EOF. If a chunk arrives instead, the chunk is
-pushed back to the front of the buffer. From then on, the connection waits for the hangup that may
-follow the data.
+pushed back to the front of the buffer. From then on, the connection reads nothing, and waits for a
+hangup.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ logger = logging.getLogger("trisock.hammerspoon")
 # These exceptions are logged as one line. All others are logged with a traceback.
 _EXPECTED = (
     OSError,
-    ValueError,  # such as a TLS client that verifies but has no server name
+    ValueError,  # for example, a TLS client must verify, but has no server name
     trio.BrokenResourceError,
     trio.ClosedResourceError,
     trisock.LimitExceededError,
@@ -118,7 +118,7 @@ class QueuedConnection:
         self._reads_pending = 0
         self._sending_ended = False
         self._is_ending = False
-        self._has_tls = False  # True even while startTLS is only queued
+        self._has_tls = False  # True as soon as startTLS is queued
         self._scope = trio.CancelScope()
         self._reads = Queue(self._watch_for_end)
         self._writes = Queue(trio.sleep_forever)
@@ -243,7 +243,7 @@ class QueuedConnection:
                 log(logger, logging.INFO, message, self._name)
             self._disconnect_in_order()
         except trisock.LimitExceededError as exc:
-            # The advice in ``exc`` is about arguments that a program cannot pass here.
+            # Drop the advice in ``exc``: it is about arguments that a program cannot pass here.
             raise trisock.LimitExceededError(exc.limit) from None
         else:
             log(logger, logging.DEBUG, "%s: data read", self._name)
@@ -252,7 +252,7 @@ class QueuedConnection:
     async def _watch_for_end(self) -> None:
         """While no read is queued, wait for the peer to hang up, and then disconnect.
 
-        If data is unread at that time, this first waits ``UNREAD_SECONDS`` for a read of the data.
+        If there is unread data at the hangup, allow ``UNREAD_SECONDS`` for a read, then disconnect.
         """
         assert self.sock is not None
         if not self._sending_ended:
@@ -266,7 +266,7 @@ class QueuedConnection:
         self._writes.bound()
         if chunk:
             await trio.sleep(UNREAD_SECONDS)
-        # A queued callback may read the unread data, or write a response.
+        # Let the queued callbacks run first: they may read the unread data, or write a response.
         flushed = trio.Event()
 
         async def flush() -> None:
@@ -277,7 +277,7 @@ class QueuedConnection:
         self.disconnect()
 
     def _disconnect_in_order(self) -> None:
-        """Disconnect after the queued callbacks and their writes."""
+        """Disconnect when the queued callbacks have run and their writes have been sent."""
         if self._is_ending:
             return
         self._is_ending = True
@@ -289,11 +289,11 @@ class QueuedConnection:
         self._callbacks.put(self._writes.put, end)
 
     async def _write(self, write: Write) -> bool:
-        """Send the data. Return False if sending fails; received data can still be read then."""
+        """Send the data. Return False if sending fails. Received data can still be read."""
         assert self.sock is not None
         try:
-            # Use a single send: with TLS, no clean EOF follows an interrupted send, so the peer
-            # notices that data is missing.
+            # Send everything in one call. Under TLS, no close_notify follows an interrupted send,
+            # so the peer notices that data is missing.
             with time_limit(write.timeout, "a write"), self._writes.step(len(write.data)):
                 await self.sock.send(write.data)
         except trio.BrokenResourceError as exc:

@@ -20,8 +20,8 @@ _SIZE_IPV4 = 16
 _SIZE_IPV6 = 28
 _HAS_LENGTH = sys.platform == "darwin" or "bsd" in sys.platform
 
-# The number of the IPv6 family in each layout: for this system's layout, this system's number; for
-# the other layout, the number of the best known system (Darwin or Linux).
+# The number of the IPv6 family in each layout. The layout of this system has this system's number.
+# The other layout has the number of its best known system (Darwin or Linux).
 _AF_INET6_WITH_LENGTH = socket.AF_INET6 if _HAS_LENGTH else 30  # Darwin's
 _AF_INET6_WITHOUT_LENGTH = 10 if _HAS_LENGTH else socket.AF_INET6  # Linux's
 
@@ -59,7 +59,7 @@ def parse_sockaddr(data: bytes) -> ParsedAddress | None:
 
 def pack_sockaddr(address: Address) -> bytes:
     """Return an IPv4 or IPv6 address in this system's layout, or ``b""`` for other addresses."""
-    if isinstance(address, UnixAddress):  # its path may look like an IP address
+    if isinstance(address, UnixAddress):  # a Unix path may look like an IP address
         return b""
     host, _, zone = address.host.partition("%")
     try:

@@ -46,7 +46,7 @@ _PYTHON_LEVELS = [logging.CRITICAL + 1, *range(logging.ERROR, 0, -10), logging.D
 
 @asynccontextmanager
 async def open_sockets() -> AsyncIterator[Sockets]:
-    """Open sockets for a block: ``async with open_sockets() as hs:``.
+    """Provide a ``Sockets`` object for a block: ``async with open_sockets() as hs:``.
 
     After the block, even if it was cancelled, all sockets are closed and all background work has
     ended. An exception raised in the block is not wrapped in a group.
@@ -86,7 +86,7 @@ class Sockets(NotCopyable):
     def server(self, port_or_path: int | str, fn: Callback | None = None) -> Socket:
         """Create an object and make it listen.
 
-        Returns the object even if it cannot listen. Source: ``server``.
+        Returns the object even if it cannot listen. Source: ``hs.socket.server``.
         """
         created = self.new(fn)
         created.listen(port_or_path)
@@ -94,7 +94,7 @@ class Sockets(NotCopyable):
 
     @staticmethod
     def parseAddress(sockaddr: bytes) -> ParsedAddress | None:  # noqa: N802
-        """Parse a binary sockaddr, IPv4 or IPv6, in BSD's or Linux's layout (see ``info``).
+        """Parse a binary IPv4 or IPv6 sockaddr (see ``info``), in the layout of BSD or Linux.
 
         Returns ``{"host": ..., "port": ..., "addressFamily": ...}``, or ``None`` for other data.
         Source: ``hs.socket.parseAddress``.
@@ -118,7 +118,7 @@ class Sockets(NotCopyable):
 class Socket(NotCopyable):
     """Hammerspoon's ``hs.socket object``: a client, a server, or neither yet.
 
-    Made by ``Sockets.new`` and ``Sockets.server``. Its methods are synchronous and do not wait.
+    ``Sockets.new`` and ``Sockets.server`` make it. Its methods are synchronous and do not wait.
     """
 
     def __init__(self, nursery: trio.Nursery, timeout: float, fn: Callback | None) -> None:
@@ -145,7 +145,7 @@ class Socket(NotCopyable):
         """Connect: ``connect(host, port[, fn])``, or ``connect(path[, fn])`` to a Unix socket.
 
         Args:
-          host_or_path: a host name or an address. If no port is given, the path of a Unix socket.
+          host_or_path: a host name or an address or, without a port, the path of a Unix socket.
           port: 1 to 65535.
           fn: called once, without arguments, when connected. If the server is in the same program,
             it has usually accepted the connection by then.
@@ -183,7 +183,7 @@ class Socket(NotCopyable):
         return self._start(client)
 
     def listen(self, port_or_path: int | str) -> Socket | None:
-        """Listen on a port (0 for any free one), or on the path of a Unix socket.
+        """Listen on a port (0 for any free port), or on the path of a Unix socket.
 
         Returns: self. If listening fails, or the object is already in use, this is logged and
         ``None`` is returned.
@@ -220,7 +220,7 @@ class Socket(NotCopyable):
         if self._nursery.cancel_scope.cancel_called:
             self._log(f"cannot {action}: its open_sockets() block has ended")
         elif self._endpoint is not None:
-            self._log(f"cannot {action}: it is already connected or listening (first disconnect)")
+            self._log(f"cannot {action}: it is already connected or listening (disconnect first)")
         else:
             return False
         return True
@@ -297,7 +297,7 @@ class Socket(NotCopyable):
             self._log("cannot write: it is not connected")
             return self
         connections = list(self._endpoint.connections)
-        # Not bool(fn): a callable object may have a __bool__.
+        # Compare fn with None, and do not use bool(fn): a callable object may define __bool__.
         delivery = Delivery(len(connections), None if fn is None else partial(put, fn, tag))
         for connection in connections:
             connection.write(data, self._limit, delivery)
@@ -374,14 +374,14 @@ class Socket(NotCopyable):
         return self
 
     def connected(self) -> bool:
-        """Return whether the client, or a client of the server, is connected.
+        """Return whether a client is connected or, for a server, whether it has any client.
 
         Source: ``hs.socket:connected``.
         """
         return self.connections() > 0
 
     def connections(self) -> int:
-        """Return the number of connections. Only a server can have more than 1.
+        """Return the number of connections. Only a server can have more than one connection.
 
         Source: ``hs.socket:connections``.
         """

@@ -1,6 +1,6 @@
 """Pluto's ``socket`` library: the same names and the same results.
 
-For scripts, the REPL, and ports of Pluto programs::
+Use it in scripts and the REPL, and to port Pluto programs::
 
     from trisock.pluto import scheduler, socket
 
@@ -9,9 +9,9 @@ For scripts, the REPL, and ports of Pluto programs::
     print(s.recv())
 
 In Pluto, calls yield inside a coroutine and block outside. Here, calls are awaited inside a Trio
-task (``await s.recv()``) and block outside Trio, where one background thread does the work for the
-whole process. A socket that was made inside Trio works only inside Trio, and a socket that was made
-outside works only outside. Elsewhere, its calls raise ``RuntimeError``.
+task (``await s.recv()``) and block outside Trio. One background thread runs all blocking calls of
+the process. A socket that was made inside Trio works only inside Trio, and a socket that was made
+outside works only outside. In the wrong place, its calls raise ``RuntimeError``.
 
 As in Pluto, a call that fails returns ``None`` or ``False``, and raises no exception. The reason is
 logged on the logger ``trisock.pluto`` at INFO. Programming errors (``TypeError``, two tasks reading

@@ -21,14 +21,14 @@ from .call import Call
 from .intent import Intent
 from .trio_thread import TrioThread
 
-if sys.version_info < (3, 11):  # pragma: no cover (one of the two on each version)
-    from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
+if sys.version_info < (3, 11):  # pragma: no cover (each version runs one of the two branches)
+    from exceptiongroup import BaseExceptionGroup  # Trio depends on this package
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Run = trio.lowlevel.TrioToken
 
-background = TrioThread()  # one for the whole process
+background = TrioThread()  # one thread for the whole process
 
 _logger = logging.getLogger("trisock.pluto")
 
@@ -39,7 +39,7 @@ def current_run() -> Run | None:
 
 
 def describe(value: object) -> str:
-    """Describe an argument that is not a function. Its text is not shown: it may be a secret."""
+    """Describe an argument for an error message. Text is not shown, because it may be a secret."""
     if value is None or type(value) in (bool, int, float):
         return repr(value)
     return f"a {type(value).__name__}"
@@ -48,8 +48,8 @@ def describe(value: object) -> str:
 def close_descriptor(sock: trio.socket.SocketType) -> None:
     """Close an unused socket immediately. Any thread may call this, inside Trio or not."""
     # The argument is Trio's socket, and not a trisock.Socket. A broken trisock.Socket refers to its
-    # exception, and the exception's frames may refer to the object to finalize. So that object
-    # might never be collected if its finalizer referred to the trisock.Socket.
+    # exception, and the exception's frames may refer to the object to finalize. A finalizer that
+    # referred to the trisock.Socket could then keep this object alive forever.
     descriptor = sock.detach()
     if descriptor >= 0:
         socket.close(descriptor)
@@ -155,7 +155,7 @@ def async_or_blocking(
 
     Args:
       undo: called with the object and the result if a Ctrl-C kept the result from the caller.
-      wrap: wraps the coroutine, inside Trio.
+      wrap: called inside Trio, to wrap the coroutine.
       intent: returns the object's ``Intent`` for this call. The intent is recorded even if an
         interrupt keeps the call from starting.
     """

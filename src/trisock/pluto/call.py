@@ -17,7 +17,7 @@ _logger = logging.getLogger("trisock.pluto")
 
 
 def new_locked_lock() -> _thread.LockType:
-    """Return a locked lock that another thread releases once. (An Event would run Python code.)"""
+    """Return a locked lock, to be released once by another thread. (An Event runs Python code.)"""
     lock = _thread.allocate_lock()
     lock.acquire()
     return lock
@@ -26,10 +26,10 @@ def new_locked_lock() -> _thread.LockType:
 class Call(Generic[T]):
     """One call: made by the caller's thread, run by the background thread.
 
-    The caller sets ``abandoned``, and sets ``ended`` to a locked lock. It also sets ``delivered``,
-    before it raises the error. The background thread sets all other attributes. It releases
-    ``finished`` when it has set ``value`` or ``error``. It releases ``ended`` when an abandoned
-    call has ended and its result is undone. If a call is abandoned before it starts,
+    The caller sets ``abandoned``, and sets ``ended`` to a locked lock. Before it raises the error,
+    the caller sets ``delivered``. The background thread sets all other attributes. The thread
+    releases ``finished`` when it has set ``value`` or ``error``, and releases ``ended`` when an
+    abandoned call has ended and its result is undone. If a call is abandoned before it starts,
     ``on_not_started`` is called instead of the function.
     """
 

@@ -16,7 +16,7 @@ from .._guard import isolated, leaves, log, split_errors
 from .blocking import Run, current_run, describe, run_trio
 
 if sys.version_info < (3, 11):  # pragma: no cover (each version runs one of the two branches)
-    from exceptiongroup import BaseExceptionGroup  # Trio depends on it anyway
+    from exceptiongroup import BaseExceptionGroup  # Trio depends on this package
 
 if TYPE_CHECKING:
 
@@ -34,7 +34,7 @@ class coroutine:  # noqa: N801 (Pluto's name)
     """What ``scheduler.add`` returns: a function that a scheduler runs once, in its own task."""
 
     def __init__(self, function: Callable[..., object]) -> None:
-        self._function = function  # it also names the task
+        self._function = function  # the task is named after the function
         self._added = self._closed = False
         # Both are set while the function runs.
         self._run: Run | None = None
@@ -47,8 +47,8 @@ class coroutine:  # noqa: N801 (Pluto's name)
         """End the coroutine. Synchronous.
 
         If the function is running, it is cancelled at its next checkpoint. If it has not started,
-        it never starts. This works inside Trio, outside, and in another thread than the
-        scheduler's, where it returns before the function has ended. Source: Lua's
+        it never starts. This can be called inside Trio, outside Trio, and in any thread. In another
+        thread than the scheduler's, it returns before the function has ended. Source: Lua's
         ``coroutine.close``.
         """
         self._closed = True
@@ -64,7 +64,7 @@ class coroutine:  # noqa: N801 (Pluto's name)
             self._scope.cancel()
 
     async def _work(self, sched: scheduler) -> None:
-        """Do the work of this coroutine. Subclasses do other work."""
+        """Do the work of this coroutine: call the function. Subclasses override this."""
         await call(self._function)
 
     async def _run_in(self, sched: scheduler) -> None:
@@ -88,7 +88,7 @@ class _Loop(coroutine):
 
 
 class scheduler:  # noqa: N801 (Pluto's name)
-    """Runs functions as concurrent tasks, among them the servers of ``socket.bind``.
+    """Runs functions, and the servers of ``socket.bind``, as concurrent tasks.
 
     Source: Pluto's documentation, page "Scheduler".
     """
@@ -120,8 +120,8 @@ class scheduler:  # noqa: N801 (Pluto's name)
 
         Returns: the coroutine. Its ``close`` ends the function.
 
-        Raises ``TypeError`` if it is not a function, and ``RuntimeError`` if the scheduler is
-        running in another run of Trio or another thread. Source: ``scheduler.add``.
+        Raises ``TypeError`` if ``function`` cannot be called, and ``RuntimeError`` if the scheduler
+        is running in another run of Trio or another thread. Source: ``scheduler.add``.
         """
         if isinstance(function, coroutine):
             return self._add(function)
@@ -130,11 +130,11 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def addloop(self, function: Callable[[], object]) -> coroutine:
         """Add a function that is called again and again, until it returns ``False``. Synchronous.
 
-        A call waits until the call before it has ended, and a round as well: ``yieldfunc`` is
-        called between two calls. Without a ``yieldfunc``, one millisecond passes.
+        Between two calls, the loop waits until the round has ended and ``yieldfunc`` was called.
+        Without a ``yieldfunc``, the loop waits for one millisecond.
 
         Args:
-          function: as in ``add``. Only ``False`` ends the loop, and ``None`` does not.
+          function: as in ``add``. Only ``False`` ends the loop. ``None`` does not.
 
         Returns and raises the same as ``add``. Source: ``scheduler.addloop``.
         """
@@ -154,11 +154,11 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def run(self) -> Done:
         """Run until all added functions have ended. To end a server, ``close`` its coroutine.
 
-        Await it inside Trio. Outside, it runs Trio in this thread, and a Ctrl-C ends it.
+        Await it inside Trio. Outside, ``run`` runs Trio in this thread, and a Ctrl-C ends the run.
 
         If a function raises an exception and there is no ``errorfunc``, the other functions are
-        cancelled, and then ``run`` raises the exception. (What the others raise then is logged.)
-        After that, or after a cancellation, ``run`` can be called again. It runs the functions that
+        cancelled, and then ``run`` raises the exception. (Further exceptions are logged.)
+        After that, or after a cancellation, ``run`` can be called again, to run the functions that
         were added since.
 
         Raises ``RuntimeError`` if the scheduler is already running. Source: ``scheduler.run``.
@@ -171,9 +171,9 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def yieldfunc(self) -> Callable[[], object] | None:
         """A function, plain or async, that is called between two rounds. Settable.
 
-        In a round, each task that can go on runs up to its next checkpoint. By default, this is
-        ``None``: the scheduler waits until a task can go on. (Pluto's sleeps for a millisecond.)
-        If the function raises an exception, ``run`` raises it. Source: ``scheduler.yieldfunc``.
+        In a round, each runnable task runs up to its next checkpoint. With ``None``, the default,
+        the scheduler waits until a task is runnable. (Pluto's default sleeps for a millisecond.) If
+        the function raises an exception, ``run`` raises it. Source: ``scheduler.yieldfunc``.
         """
         return self._yieldfunc
 
@@ -188,10 +188,10 @@ class scheduler:  # noqa: N801 (Pluto's name)
     def errorfunc(self) -> Callable[[Any], object] | None:
         """A function, plain or async, that is called with the exception of a coroutine. Settable.
 
-        If it is ``None``, which is the default, ``run`` raises the exception. Otherwise the other
-        functions go on. A handler of ``bind`` is a coroutine too; its exception is also logged. If
-        the function itself raises an exception, ``run`` raises that, but for a handler it is
-        logged. Source: ``scheduler.errorfunc``.
+        With ``None``, the default, ``run`` raises the exception. Otherwise, the other coroutines
+        continue. A handler of ``bind`` is a coroutine too, but its exception is also logged. If
+        ``errorfunc`` itself raises an exception, ``run`` raises the new exception. If ``errorfunc``
+        was called for a handler, the new exception is only logged. Source: ``scheduler.errorfunc``.
         """
         return self._errorfunc
 
@@ -220,7 +220,8 @@ class scheduler:  # noqa: N801 (Pluto's name)
         except BaseException as exc:
             if exc is self._failure or self._failure is None:
                 raise
-            # A cancellation or a Ctrl-C came too. Trio's scopes take their own out of the group.
+            # There was also a cancellation or a Ctrl-C. Trio's cancel scopes remove their Cancelled
+            # from the group.
             message = "a coroutine failed, and the scheduler was interrupted"
             raise BaseExceptionGroup(message, [self._failure, exc]) from None
         finally:
@@ -249,7 +250,7 @@ class scheduler:  # noqa: N801 (Pluto's name)
             finally:
                 del errors, others  # their tracebacks refer to this frame
         finally:
-            if len(self._nursery.child_tasks) == 1:  # this is the last one: the last round ends
+            if len(self._nursery.child_tasks) == 1:  # this is the last coroutine
                 self._rounds.cancel()
 
     async def _report(self, error: BaseException) -> BaseException | None:

@@ -18,7 +18,7 @@ from .scheduler import call, coroutine, scheduler
 
 
 class server(coroutine):  # noqa: N801 (named like Pluto's classes)
-    """The coroutine of ``bind``. It runs a handler for each client, in a task of its own.
+    """The coroutine of ``bind``. It runs each client's handler in a separate task.
 
     If it never runs, garbage collection closes its port.
     """
@@ -41,7 +41,10 @@ class server(coroutine):  # noqa: N801 (named like Pluto's classes)
 
     @property
     def port(self) -> int:
-        """The server's port, which is useful after ``bind`` with port 0. (Pluto has neither.)"""
+        """The local port, which is useful after ``bind`` with port 0.
+
+        Pluto has neither this attribute nor port 0.
+        """
         return self._listening.port
 
     def close(self) -> None:
@@ -56,7 +59,7 @@ class server(coroutine):  # noqa: N801 (named like Pluto's classes)
         if self._server is not None:
             self._server.stop(grace=None)
         elif self._started:
-            return  # trisock.bind is at work, and _work calls this again; or all has ended
+            return  # trisock.bind is running, and _work calls this again; or the server has ended
         self._listening.abort()
 
     async def _work(self, sched: scheduler) -> None:

@@ -48,8 +48,8 @@ weakref.finalize(background, len, ())
 class socket(RunBound):  # noqa: N801 (Pluto's name)
     """A connection, made by ``connect`` for a client, by ``accept`` or ``bind`` for a server.
 
-    ``connect`` and ``udpserver`` also make UDP sockets. Such a socket is not connected: its peer is
-    the address that it sends to. Datagrams are not encrypted. They can be lost, arrive twice, or
+    ``connect`` and ``udpserver`` also make UDP sockets. A UDP socket is not connected: its peer is
+    the address that it sends to. Datagrams are not encrypted, and can be lost, arrive twice, or
     arrive in another order.
 
     Garbage collection closes a socket silently. Calls can also be written as on Pluto's page:
@@ -70,9 +70,9 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         Args:
           host: an IPv4 or IPv6 address, or a name that resolves to one.
           port: the port.
-          transport: ``"tcp"`` or ``"udp"``. With UDP, nothing is sent yet, so a peer that does not
-            exist is no failure. ``recv`` receives only from this peer and those of ``setpeer``, but
-            from anybody if one of them is a multicast or broadcast address.
+          transport: ``"tcp"`` or ``"udp"``. With UDP, nothing is sent yet, so this succeeds even if
+            the peer does not exist. ``recv`` receives only from this peer and those of ``setpeer``.
+            If one of these is a multicast or broadcast address, ``recv`` receives from anybody.
 
         Returns: a socket, or ``None`` on failure.
 
@@ -107,8 +107,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         """Listen for TCP connections. Synchronous.
 
         Args:
-          where: a port, for all addresses of this machine, or an address and a port, such as
-            ``"1.2.3.4:567"`` or ``"[::1]:567"``. Port 0 takes a free one (see ``listener.port``).
+          where: a port (on all addresses of this machine), or an address and a port, such as
+            ``"1.2.3.4:567"`` or ``"[::1]:567"``. Port 0 means any free port.
 
         Returns: a listener, or ``None`` on failure, such as a port already in use.
 
@@ -127,8 +127,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         """Serve a port: run ``handler(s)`` in its own task for each client. Synchronous.
 
         The server listens immediately. It serves clients while the scheduler runs, and closes each
-        socket when its handler returns. If a handler raises an exception, it is logged on the
-        logger ``trisock.server``, and passed to the scheduler's ``errorfunc`` if there is one.
+        socket when its handler returns. If a handler raises an exception, the exception is logged
+        on the logger ``trisock.server``, and passed to the scheduler's ``errorfunc``, if any.
 
         Args:
           sched: the scheduler that runs the server.
@@ -138,8 +138,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         Returns: the coroutine that was added to the scheduler. Its ``close`` ends the server, and
         its ``port`` is the server's port.
 
-        Raises ``OSError`` or ``ValueError`` if it cannot listen there, and ``TypeError`` for other
-        wrong arguments. Source: ``socket.bind``.
+        Raises ``OSError`` or ``ValueError`` if the server cannot listen there, and ``TypeError`` if
+        an argument has a wrong type. Source: ``socket.bind``.
         """
         if not isinstance(sched, scheduler):
             raise TypeError(f"a server runs in a scheduler, not in {describe(sched)}")
@@ -151,10 +151,10 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
     @staticmethod
     def udpserver(where: int | str) -> socket | None:
-        """Open a UDP socket that answers. Synchronous.
+        """Open a UDP socket for a server. Synchronous.
 
-        ``recv`` returns the next datagram from anybody, and ``send`` then answers its sender.
-        Inside Trio, the result is an ``async_socket``. (For type checkers, call
+        ``recv`` returns the next datagram from anybody, and ``send`` then replies to its sender.
+        Inside Trio, the result is an ``async_socket``. (To satisfy type checkers, call
         ``async_socket.udpserver`` there.)
 
         Args:
@@ -180,8 +180,9 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
         still arrive, so ``isopen`` may still be True, for example after a Ctrl-C interrupted the
         send. (Pluto's ``send`` returns nothing.)
 
-        A UDP socket sends one datagram to its peer. False means that this datagram was not sent, as
-        it is too long or there is no route. True does not mean that it arrives.
+        A UDP socket sends one datagram to its peer. False means that the datagram was not sent: it
+        is too long, or there is no route, for example. True does not mean that the datagram
+        arrives.
 
         Cancellation has the same effect as in ``trisock.Socket.send``. Over UDP, a cancelled call
         has sent nothing. Source: ``socket.send``.
@@ -237,11 +238,11 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
             - ``early_data`` (for a client): what to send directly after the handshake. (Python's
               ``ssl`` cannot send it earlier.)
             - ``require_ecdhe`` (for a client): True to offer only the cipher suites that trisock's
-              servers accept. All of them have ECDHE.
+              servers accept. All these suites use ECDHE.
 
         Returns: True on success, False on failure (the socket is then closed), and ``None`` if TLS
-        is already in use. With ``alpn``, the result of success is a tuple, ``(True, protocol)``.
-        The protocol is ``None`` if the two sides have none in common.
+        is already in use. With ``alpn``, success returns a tuple, ``(True, protocol)``. The
+        protocol is ``None`` if the two sides have none in common.
 
         A cancellation or a Ctrl-C closes the socket. Invalid certificates and options raise
         ``TypeError`` or ``ValueError`` and leave the connection untouched. For a UDP socket, the
@@ -260,14 +261,14 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
     def getpeer(self) -> tuple[str, int]:
         """Return the peer's address and port: ``ip, port = s.getpeer()``. Synchronous.
 
-        This works both inside and outside Trio, even after ``close``. For a UDP socket, it is the
-        address that ``send`` sends to: ``("::", 0)`` if a server has received nothing yet. Source:
-        ``socket.getpeer``.
+        This works both inside and outside Trio, even after ``close``. The peer of a UDP socket is
+        the address that ``send`` sends to. Before a server has received anything, its peer is
+        ``("::", 0)``. Source: ``socket.getpeer``.
         """
         return self._transport.getpeer()
 
     def setpeer(self, ip: str, port: int) -> None:
-        """Send to another peer from now on. For UDP sockets. Synchronous.
+        """Change the peer that a UDP socket sends to. Synchronous.
 
         A server's next ``recv`` changes the peer again.
 
@@ -275,8 +276,8 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
           ip: an IPv4 or IPv6 address, not a name.
           port: 1 to 65535.
 
-        Raises ``TypeError`` if it is a TCP socket, and ``TypeError`` or ``ValueError`` if an
-        argument is invalid. Source: ``socket.setpeer``.
+        Raises ``TypeError`` for a TCP socket, and ``TypeError`` or ``ValueError`` if an argument is
+        invalid. Source: ``socket.setpeer``.
         """
         self._call(functools.partial(self._transport.setpeer, ip, port))
 
@@ -294,7 +295,10 @@ class socket(RunBound):  # noqa: N801 (Pluto's name)
 
     @property
     def port(self) -> int:
-        """Our own port, which is useful after ``udpserver`` with port 0. (Pluto has neither.)"""
+        """The local port, which is useful after ``udpserver(0)``.
+
+        Pluto has neither this attribute nor port 0.
+        """
         return self._transport.port
 
     def isopen(self) -> bool:
@@ -324,7 +328,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
     def __init__(self, listening: trisock.Listener, run: Run | None) -> None:
         super().__init__(run)
         self._listening = listening
-        # accept returns these before it waits for another.
+        # accept returns these sockets before it waits for another client.
         self._undelivered: collections.deque[socket] = collections.deque()
         self._closed = False
         weakref.finalize(self, listening.abort)
@@ -334,7 +338,7 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
 
     @property
     def port(self) -> int:
-        """The listener's port. (Pluto has neither this attribute nor port 0.)"""
+        """The local port. (Pluto has neither this attribute nor port 0.)"""
         return self._listening.port
 
     def _keep(self, accepted: socket | None) -> None:
@@ -367,8 +371,8 @@ class listener(RunBound):  # noqa: N801 (Pluto's name)
     async def close(self) -> Done:
         """Stop listening. Await it inside Trio; it blocks outside.
 
-        The listener is closed even if this is cancelled. Pluto has no such call: there, garbage
-        collection closes a listener.
+        The listener is closed even if this call is cancelled. (Pluto has no such call: garbage
+        collection closes its listeners.)
         """
         self._closed = True
         self._undelivered.clear()

@@ -1,4 +1,4 @@
-"""The arguments of ``starttls``: Pluto's options as settings of ClientTLS and ServerTLS."""
+"""Translate the arguments of Pluto's ``starttls`` into a ClientTLS or ServerTLS."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Upgrade:
     Attributes:
       tls: the ``tls`` argument of ``trisock.Socket.starttls``.
       early_data: what to send directly after the handshake.
-      returns_protocol: whether the negotiated protocol is a second result.
+      returns_protocol: whether ``starttls`` also returns the negotiated protocol.
     """
 
     tls: trisock.TLSArgument
@@ -73,8 +73,8 @@ def _server(tls: Any, settings: dict[str, Any]) -> trisock.TLSArgument:
         return cast("trisock.TLSArgument", tls)
     if isinstance(tls, trisock.Certificate | Mapping | Sequence):
         return trisock.ServerTLS(cast("Any", tls), **settings)
-    # A copy of a ServerTLS would not follow its reload.
-    raise TypeError(f"with {describe(tls)}, set alpn_protocols there, and not the option alpn")
+    # A copy of a ServerTLS would miss a later reload of the original.
+    raise TypeError(f"with {describe(tls)}, set its ALPN protocols, and not the option alpn")
 
 
 def _to_bytes(data: object) -> bytes:

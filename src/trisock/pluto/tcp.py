@@ -1,4 +1,4 @@
-"""TCP, and TLS over TCP: what a ``socket`` of Pluto does with a ``trisock.Socket``."""
+"""The methods of Pluto's ``socket`` over TCP, with or without TLS, built on ``trisock.Socket``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OVER = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class TCPTransport:
-    """A TCP connection, maybe with TLS. Each method reports the end in Pluto's way."""
+    """A TCP connection, maybe with TLS. Its methods report the connection's end as Pluto does."""
 
     is_udp = False
 
@@ -44,7 +44,7 @@ class TCPTransport:
         return True
 
     async def recv(self) -> bytes | None:
-        """Return the oldest chunk, or ``None`` if the connection is over."""
+        """Return the oldest unread chunk, or ``None`` if the connection is over."""
         try:
             self._push_back()
             return await self.sock.recv() or None
@@ -69,7 +69,7 @@ class TCPTransport:
             log_reason(exc)
 
     def undo_recv(self, data: bytes | None) -> None:
-        """Push data back that an interrupted ``recv`` has received."""
+        """Push back the data that an interrupted ``recv`` has received."""
         self._to_push_back += data or b""
         # If another thread is already reading, the next call pushes the data back.
         with contextlib.suppress(trio.BusyResourceError):
@@ -85,7 +85,7 @@ class TCPTransport:
             self.sock.unrecv(more)
 
     async def starttls(self, tls: TLS, options: TLSOptions | None) -> TLSResult:
-        """Upgrade to TLS. Close the connection and return False if that fails."""
+        """Upgrade to TLS. If the upgrade fails, close the connection and return False."""
         with self.upgrade.work():
             if self.sock.istls():
                 return None
@@ -102,7 +102,7 @@ class TCPTransport:
             return (True, info.alpn_protocol) if upgrade.returns_protocol else True
 
     async def _send_early_data(self, data: bytes) -> None:
-        """Send the first data. If that fails or is cancelled, the upgrade has failed."""
+        """Send the early data. If this fails or is cancelled, abort the connection."""
         try:
             await self.sock.send(data)
         except BaseException:
@@ -123,7 +123,7 @@ class TCPTransport:
         return self.sock.getpeer()
 
     def setpeer(self, ip: str, port: int) -> None:
-        """Raise ``TypeError``: a connection has one peer."""
+        """Raise ``TypeError``: the peer of a connection cannot change."""
         raise TypeError("setpeer is for UDP sockets: the peer of a TCP connection cannot change")
 
     def getside(self) -> Literal["client", "server"]:

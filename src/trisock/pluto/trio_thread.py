@@ -1,16 +1,17 @@
 """Trio for synchronous programs: one background thread runs their calls.
 
 The thread starts with the first call. It is a daemon thread: it ends with the process, and does not
-keep the process alive. Only calls in progress are tied to the thread; sockets are not.
+keep the process alive. Only calls in progress depend on the thread. Sockets do not.
 
-**Interrupts.** A signal handler may raise between any two bytecodes of the caller, and again while
-the first exception is handled. So the caller never acquires a lock that it would have to release.
-It only uses operations that CPython does in one step of C: it appends to a deque, sets attributes,
-and waits for a lock that the background thread releases. ``Future``, ``Event`` and ``with lock``
-run Python code, and an exception there may leave their lock held. An interrupted call is marked as
-abandoned and put into the inbox once more. The background thread cancels the call, undoes its
-result (``undo``), and only then starts another call. A result can be lost only if a signal arrives
-when the result is already on the caller's stack. (Python 3.10 handles signals even then.)
+**Interrupts.** A signal handler may raise an exception between any two bytecodes of the caller, and
+another while the first exception is handled. So the caller never acquires a lock that it has to
+release. It only uses operations that CPython does in one step of C: it appends to a deque, sets
+attributes, and waits for a lock that the background thread releases. ``Future``, ``Event`` and
+``with lock`` run Python code, and an exception there may leave their lock held. An interrupted call
+is marked as abandoned and put into the inbox once more. The background thread cancels the call,
+undoes its result (``undo``), and only then starts another call. A result can be lost only if a
+signal arrives when the result is already on the caller's stack. (Python 3.10 still handles signals
+at that point.)
 
 **Fork.** A thread does not survive ``fork``. So we stop the background thread before a fork, and
 the next call starts it again, in the parent and in the child. If another thread has a call in
@@ -59,7 +60,7 @@ _local = threading.local()
 
 
 class ThreadStartError(OSError):
-    """The background thread could not start Trio, for example because no descriptors were left."""
+    """The background thread could not start Trio: no descriptors were free, for example."""
 
 
 class _Thread:
@@ -80,8 +81,9 @@ class _Thread:
         self._waker: socket.socket | None = None
         self._waking: dict[object, bool] = {}
         self._running: set[Call[Any]] = set()
-        self._cancelled: set[Call[Any]] = set()  # abandoned calls that have not ended yet
-        self._deferred: collections.deque[Item] = collections.deque()  # until _cancelled is empty
+        # Abandoned calls that have not ended yet, and items that wait until all of them have ended.
+        self._cancelled: set[Call[Any]] = set()
+        self._deferred: collections.deque[Item] = collections.deque()
         self._stopping = False
 
     # ---- in the callers' threads ----
@@ -221,7 +223,7 @@ class TrioThread:
 
     def __init__(self) -> None:
         self._inbox: collections.deque[Item] = collections.deque()
-        self._current: dict[int, _Thread] = {}  # the thread of this process, if any, by process id
+        self._current: dict[int, _Thread] = {}  # by process id: the thread of this process
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self.stop)
             os.register_at_fork(after_in_child=self._current.clear)
@@ -273,8 +275,8 @@ class TrioThread:
         """Abandon a call whose result has not reached the caller.
 
         The caller calls this in its own frame, because an exception may occur there even after
-        ``result_of`` has returned. Usually ``result_of`` has already abandoned the call. This does
-        not wait, because the next call is queued after this one anyway.
+        ``result_of`` has returned. Usually ``result_of`` has already abandoned the call. There is
+        no need to wait here, because the next call is queued after this one anyway.
         """
         if not call.delivered:
             call.abandoned = True
@@ -332,7 +334,7 @@ class TrioThread:
             while not thread.over:
                 time.sleep(0.0001)
             if thread.thread is not None:
-                thread.thread.join()  # the thread is ending, and needs nothing from us
+                thread.thread.join()  # cannot block for long: the thread is ending
 
 
 def _is_background() -> bool:

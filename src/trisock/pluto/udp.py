@@ -1,4 +1,4 @@
-"""UDP: what a ``socket`` of Pluto does with a ``trisock.UDPSocket``."""
+"""The methods of Pluto's ``socket`` over UDP, built on ``trisock.UDPSocket``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: The peer of a server that has not received anything yet. Nobody has this address.
 _NOBODY = trisock.Address("::", 0)
 
-# After this many passes through the scheduler, a receive has found a datagram that has arrived:
-# Trio starts it, asks the kernel, and resumes it.
+# If a datagram has already arrived, a receive returns it within this many passes of the scheduler:
+# Trio starts the receive, asks the kernel, and resumes the receive.
 _RECEIVE_PASSES = 3
 
 
@@ -36,16 +36,17 @@ class _Received(NamedTuple):
 
 
 class UDPTransport:
-    """A UDP socket. It sends to its peer; a server's peer is the sender of the last datagram.
+    """A UDP socket. It sends to its peer. A server's peer is the sender of the last datagram.
 
     A server receives from anybody. A client receives from the peers that it was given. If one of
-    these is a group or a broadcast address, then others answer, so it receives from anybody.
+    these is a multicast or broadcast address, the client receives from anybody, because the answers
+    come from other addresses.
 
     Empty datagrams are dropped: in Python, they would end the loop ``while data := s.recv()``, and
     so anybody could end a server.
 
-    Invariant: ``_buffer`` holds what ``peek`` has received, one datagram at most, and what was
-    pushed back.
+    Invariant: ``_buffer`` contains at most one datagram that ``peek`` has received, and the data
+    that was pushed back.
     """
 
     is_udp = True
@@ -59,15 +60,15 @@ class UDPTransport:
         self._udp = udp
         self._side: Literal["client", "server"] = side
         self._peer = peer
-        # The local address to answer from, if the peer has sent to it.
+        # The local address that the peer's last datagram was sent to, if any: answers come from it.
         self._source: trisock.Address | None = None
-        # The senders to receive from; None means anybody.
+        # The senders to receive from. None means anybody.
         self._senders: set[tuple[_IPAddress, int]] | None = None
         if side == "client":
             self._senders = set()
             self._receive_from(peer)
         self._buffer: collections.deque[_Received] = collections.deque()
-        # What recv has returned last, and the peer and the source before that.
+        # What the last recv has returned, and the peer and the source before that recv.
         self._returned: tuple[_Received, trisock.Address, trisock.Address | None] | None = None
         self.upgrade, self.closing = Intent(udp.abort), Intent(udp.abort)
         weakref.finalize(self, udp.abort)
@@ -76,7 +77,7 @@ class UDPTransport:
         return f"{self._side} {self._udp!r}"
 
     async def send(self, data: bytes) -> bool:
-        """Send a datagram to the peer. Return False if that is not possible."""
+        """Send a datagram to the peer. Return False if the send fails."""
         self._check()
         try:
             if self._peer is _NOBODY:
@@ -94,7 +95,7 @@ class UDPTransport:
             try:
                 await self._udp.send(data, peer, source=self._source)
             except OSError:
-                pass  # perhaps it is the address of a group or a broadcast: send from another one
+                pass  # perhaps a multicast or broadcast address: send from another address
             else:
                 return
         await self._udp.send(data, peer)
@@ -117,11 +118,11 @@ class UDPTransport:
         return received.data
 
     def undo_recv(self, data: bytes | None) -> None:
-        """Push back what an interrupted ``recv`` has received. The peer is the one before."""
+        """Push back what an interrupted ``recv`` has received, and restore the earlier peer."""
         if data is None or self._returned is None or not self._udp.isopen():
             return
         received, peer, source = self._returned
-        if received.data is not data:  # another thread has received since
+        if received.data is not data:  # another thread has called recv since
             received = _Received(data)
         elif self._peer is received.address:
             self._peer, self._source = peer, source
@@ -153,9 +154,9 @@ class UDPTransport:
         return self._buffer[0].data if self._buffer else None
 
     async def _receive_nowait(self) -> Exception | None:
-        """Put a datagram that has arrived into the buffer, if there is one.
+        """If a datagram has already arrived, put it into the buffer.
 
-        Returns the exception that ends the receive, because the nursery would put it into a group.
+        If the receive fails, its exception is returned: raised, it would be wrapped in a group.
         """
         failure = None
 
@@ -212,7 +213,7 @@ class UDPTransport:
         self._receive_from(self._peer)
 
     def getside(self) -> Literal["client", "server"]:
-        """Return whether ``connect`` or ``udpserver`` made this socket."""
+        """Return which call made this socket: ``connect`` (client) or ``udpserver`` (server)."""
         return self._side
 
     @property
@@ -253,18 +254,18 @@ async def connect_udp(host: str, port: int) -> UDPTransport:
     peer: trisock.Address | None
     try:
         peer = peer_address(host, port)
-    except ValueError:  # a name, or an error that trisock.connect_udp explains
+    except ValueError:  # a name, or invalid: then trisock.connect_udp raises a clear error
         async with await trisock.connect_udp(host, port) as resolved:
             peer = resolved.getpeer()
     else:
         await trio.lowlevel.checkpoint()
     assert peer is not None
-    # A socket with one peer could not change it.
+    # Leave the socket unconnected: a connected socket could not change its peer.
     return UDPTransport(trisock.open_udp_nowait(broadcast=True), "client", peer)
 
 
 def peer_address(ip: str, port: int) -> trisock.Address:
-    """Return the address of a peer. Raises ``TypeError`` or ``ValueError`` if it cannot be one."""
+    """Return a peer's address. Raises ``TypeError`` or ``ValueError`` if an argument is invalid."""
     if not isinstance(ip, str):
         raise TypeError(f"an IP address must be a str, not {describe(ip)}")
     check_port(port, None)
@@ -278,13 +279,13 @@ def peer_address(ip: str, port: int) -> trisock.Address:
 
 
 def _key(address: trisock.Address) -> tuple[_IPAddress, int]:
-    """Return an address in a form that can be compared: as a number, and without a zone."""
+    """Return an address in a form that can be compared: the IP as a number, without a zone."""
     ip = ipaddress.ip_address(address.host.partition("%")[0])
     return getattr(ip, "ipv4_mapped", None) or ip, address.port
 
 
 def _others_answer_for(ip: _IPAddress) -> bool:
-    """Return whether answers to this address come from other addresses."""
+    """Return whether answers to a datagram for this address come from other addresses."""
     # We do not know the netmask, so each IPv4 address that ends in 255 may be a broadcast address.
     is_broadcast = ip.version == 4 and ip.packed[-1] == 255
     return ip.is_multicast or ip.is_unspecified or is_broadcast

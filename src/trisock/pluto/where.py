@@ -11,11 +11,11 @@ from .blocking import describe
 def parse_where(where: int | str) -> tuple[int, str | None]:
     """Return the port, and the local address to listen on. ``None`` means all addresses.
 
-    The last colon of a string comes before the port. As in Pluto, ``":80"`` and ``"[::]:80"`` mean
-    all addresses, ``"0.0.0.0:80"`` means those of IPv4, and an IPv6 address needs no brackets.
+    In a string, the last colon separates the port. As in Pluto, ``":80"`` and ``"[::]:80"`` mean
+    all addresses, ``"0.0.0.0:80"`` means all IPv4 addresses, and an IPv6 address needs no brackets.
 
-    Raises ``TypeError``, or ``ValueError`` if a string is something else. (Pluto listens on all
-    addresses if it does not understand the address.)
+    Raises ``TypeError`` for other types, and ``ValueError`` for other strings. (Pluto listens on
+    all addresses if it does not understand the address.)
     """
     if not isinstance(where, str):
         if not isinstance(where, int) or isinstance(where, bool):

@@ -1,4 +1,4 @@
-"""Helpers for tests of programs that use trisock. Ordinary imports: there is no pytest plugin.
+"""Helpers for tests of programs that use trisock. Import them: there is no pytest plugin.
 
 ::
 

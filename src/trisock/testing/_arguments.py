@@ -1,4 +1,4 @@
-"""Check what the functions of the kit are given."""
+"""Check the arguments of the functions in ``trisock.testing``."""
 
 from __future__ import annotations
 

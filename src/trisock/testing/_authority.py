@@ -20,8 +20,8 @@ _WRONG_NAME = "wrong-name.invalid"
 
 _DAY = datetime.timedelta(days=1)
 
-# Who has issued each certificate, in PEM. The test may have dropped the Authority itself, as in
-# ``serving(handler, tls=Authority().server_tls())``.
+# The certificate of the authority that issued each certificate, in PEM. The test may have dropped
+# the Authority itself, as in ``serving(handler, tls=Authority().server_tls())``.
 _issuers: dict[Certificate, bytes] = {}
 
 
@@ -29,8 +29,7 @@ class Authority:
     """A throw-away certificate authority, made with trustme.
 
     Certificates are cached: the same names give the same ``Certificate``. One authority can serve
-    all tests of a program. A second one is a stranger, whose certificates the first one's clients
-    reject.
+    all tests of a program. Clients that trust it reject the certificates of any other authority.
 
     Attributes:
       ca: the authority's own certificate, in PEM, for ``ClientTLS(ca=)`` and
@@ -74,8 +73,8 @@ class Authority:
         """Return a client's certificate, for ``ClientTLS(certificate=)``.
 
         Args:
-          name: a host name or an email address. It is the certificate's common name, and a subject
-            alternative name.
+          name: a host name or an email address, which becomes the certificate's common name and a
+            subject alternative name.
         """
         return self._issue(name, common_name=name)
 
@@ -121,12 +120,12 @@ def _certificate(issued: trustme.LeafCert) -> Certificate:
 
 @functools.cache
 def shared_authority() -> Authority:
-    """Return the authority for TLS connections whose certificates the test does not see."""
+    """Return an authority for TLS connections whose certificates do not matter to the test."""
     return Authority()
 
 
 def client_tls_of(tls: TLSArgument) -> ClientTLS | None:
-    """Return the role of a client of a TLS server, or None if no ``Authority`` is known for it."""
+    """Return a client's role for a server, or None if no ``Authority`` issued its certificate."""
     try:
         role = tls if isinstance(tls, ServerTLS) else ServerTLS(cast("Any", tls))
     except TypeError:  # an ssl.SSLContext
@@ -134,6 +133,6 @@ def client_tls_of(tls: TLSArgument) -> ClientTLS | None:
     first = cast("Sequence[Certificate]", role.certificates)[0]
     if first not in _issuers:
         return None
-    # A certificate for IP addresses has no names: it is verified for the address of ``connect``.
+    # ``names`` has no IP addresses. Without a name, the client verifies the address of the server.
     name = first.names[0].replace("*", "any") if first.names else None
     return ClientTLS(name, ca=_issuers[first])

@@ -1,4 +1,4 @@
-"""background_tasks: a nursery whose tasks end with the block, and leave the block's error alone."""
+"""background_tasks: a nursery that is cancelled when its block ends, and wraps no exception."""
 
 from __future__ import annotations
 

@@ -35,12 +35,13 @@ _PEER_ERRORS = (IncompleteReadError, LimitExceededError, trio.BrokenResourceErro
 
 Client = Callable[[Session], Awaitable[None]]
 
-# A leak is what each connection leaves behind. What only the first one leaves may be a cache.
+# A leak is what every connection leaves behind. What only the first connection leaves behind may be
+# a cache.
 _ROUNDS = 3
 
-_POLL = 0.01  # seconds between two looks at what a connection has left behind
+_POLL = 0.01  # seconds between two checks of what a connection has left behind
 
-# The clients of every handler. They connect in plain text or under TLS.
+# The clients for every handler. They connect in plain text or under TLS.
 _CLIENTS: dict[str, Client] = {
     "silent client": clients.silent,
     "half-close": clients.half_close,
@@ -59,13 +60,13 @@ _CLIENTS: dict[str, Client] = {
 # This client takes as long as all others together, so it runs once: under TLS, if there is TLS.
 _SLOW_READER: dict[str, Client] = {"slow reader": _flooding_clients.slow_reader}
 
-# The clients of a handler that starts TLS.
+# The clients for a handler that starts TLS.
 _TLS_CLIENTS: dict[str, Client] = {
     "reset in the handshake": clients.reset_in_handshake,
     "truncated handshake": clients.truncated_handshake,
 }
 
-# The clients of a handler that has a command to start TLS.
+# The clients for a handler that has a command to start TLS.
 _STARTTLS_CLIENTS: dict[str, Client] = {
     "plain text after STARTTLS": clients.plain_text,
     "injection": clients.injection,
@@ -84,83 +85,84 @@ async def check_handler(
     server_tls: TLSArgument | None = None,
     timeout: float = 10,
 ) -> None:
-    r"""Run hostile clients against a handler, and raise ``AssertionError`` if it has a fault.
+    r"""Run hostile clients against a handler. Raise ``AssertionError`` if the handler has a fault.
 
-    Each client connects to a server of its own, which ``bind`` runs with the handler on 127.0.0.1::
+    Each client gets its own server: ``bind`` runs the handler on 127.0.0.1::
 
         async def test_handler() -> None:
             await check_handler(handle, greeting=b"220 ready\r\n", starttls=b"STARTTLS\r\n")
 
-    The clients send the line ``NOOP``. This fits protocols of lines. For other protocols, such as
-    those with length-prefixed frames, pass a valid request. Without it, a handler of frames takes
-    ``NOOP`` for a length of 1.3 GB, and what it does with whole frames is not checked::
+    By default, the clients send the line ``NOOP``, which fits line-based protocols. For other
+    protocols, such as those with length-prefixed frames, pass a valid request. Otherwise, a handler
+    of frames reads ``NOOP`` as a length of 1.3 GB, and never gets a whole frame::
 
         await check_handler(handle, request=b"\0\0\0\5get k")
 
     The clients:
 
-    - Some clients say nothing and leave, reset the connection at various points, or end only their
-      own side. One says nothing while the server cancels the handler. The handler must end each
-      time. A request must be answered even if the client ends its side right behind it.
+    - Some clients send nothing and disconnect, reset the connection at various points, or only
+      half-close it. One client is silent while the server cancels the handler. The handler must end
+      each time. It must answer a request even if EOF follows at once.
     - One client sends the request without its line end or last byte. The answer must not be the
       answer to a whole request. Another sends the request byte by byte. The answer must be the
       same as when the request arrives in one piece.
     - One client sends lines of other protocols, control characters, text that is not UTF-8, random
-      bytes, the request with a changed byte or with bad numbers, and the start of the request with
-      random bytes behind it. The random bytes are the same in each run. Up to 32 bytes and 8
-      numbers of the request are changed.
+      bytes, the request with a changed byte or with bad numbers, and the start of the request
+      followed by random bytes. The random bytes are the same in each run. Up to 32 bytes and 8
+      numbers of the request are changed, one at a time.
     - One client sends a line that does not end. If there is a ``request``, it also sends the start
-      of the request with bytes of the highest value behind it, which a handler of frames takes for
-      a large length. Another client sends many requests, and reads no answers. The handler may
-      wait, or end the connection. It must not hold more than 8 MiB of a request or 2 MiB of
-      answers, and it must serve other clients meanwhile.
+      of the request followed by 0xFF bytes, which a handler of frames reads as a large length.
+      Another client sends many requests, and reads no answers. The handler may stop reading, or
+      close the connection. It must not hold more than 8 MiB of a request or 2 MiB of answers, and
+      it must serve other clients meanwhile.
     - 20 clients connect at the same time.
-    - With ``starttls``, one client sends a request behind the command, in the same segment. The
-      handler must not answer this request under TLS (CVE-2011-0411). Others send plain text instead
-      of a handshake, cut the handshake short, or send the command under TLS. The clients above then
-      come twice, in plain text and under TLS. The one that reads no answers comes under TLS only.
+    - With ``starttls``, one client sends a request right after the command, in the same segment.
+      The handler must not answer this request under TLS (CVE-2011-0411). Others send plain text
+      instead of a handshake, cut the handshake short, or send the command under TLS. The clients
+      above then run twice, in plain text and under TLS. Only the client that reads no answers runs
+      once, under TLS.
 
     After each client, three things must hold. The handler has ended. It has raised no exception
     that ``bind`` logs at ERROR. No task that it started is running, and no descriptor is left open.
-    What only the first connection leaves may be a cache. So a leak counts only if each of three
-    connections leaves something.
+    What only the first connection leaves behind may be a cache. So a leak is reported only if each
+    of three connections leaves something behind.
 
-    The first fault ends the check, so there may be more. These are not checked: whether the handler
-    ends if a client stays silent, and whether it forgets what a client said before TLS.
+    The first fault ends the check, so there may be more. Two things are not checked: whether the
+    handler ends if a client stays silent, and whether it forgets what a client sent before TLS.
 
     Args:
       handler: an async function that takes a ``Socket``.
-      greeting: what the handler sends first in plain text, or how that begins. ``None``: the
+      greeting: what the handler sends first in plain text, or the start of it. ``None``: the
         clients do not wait for a greeting.
-      request: a whole request of the protocol that the handler answers, at least 2 bytes. It is
-        best if a request changes nothing, because it is sent many times. If it needs a login, put
-        that before it, in the same bytes. ``None``: the line
-        ``NOOP``, with the line end of ``starttls`` (``\r\n`` if there is no such command).
+      request: a whole request that the handler answers, at least 2 bytes. Choose a request that
+        changes nothing, because it is sent many times. If it needs a login, put the login before
+        it, in the same bytes. ``None``: the line ``NOOP``, with the line end of ``starttls``
+        (``\r\n`` if there is no such command).
       starttls: the command that starts TLS, with its line end. If TLS can start only after other
         commands, put these before it, in the same bytes. ``None``: there is no such command.
-      tls: the client's role. The handler itself must call ``starttls``: at once, if there is no
-        command and no ``server_tls``. ``None`` with ``starttls`` or ``server_tls`` is a client that
-        accepts any certificate. ``True`` is a client that verifies the server, as in ``connect``.
+      tls: the client's TLS role. Unless there is a ``server_tls``, the handler itself must call
+        ``starttls``: after the command or, if there is no command, at once. With ``starttls`` or
+        ``server_tls``, ``None`` means a client that accepts any certificate. ``True`` means a
+        client that verifies the server, as in ``connect``.
       server_tls: the server's role, for a handler that runs under ``bind(tls=...)``. Each
         connection then starts with TLS before the handler is called. It cannot be combined with
         ``starttls``.
-      timeout: how many seconds the handler may take to end after a client, how many seconds it may
-        run without a checkpoint, and how many seconds pass until a leak is reported. A handler
-        without a fault does not need this time.
+      timeout: a limit in seconds for three things: how long the handler may take to end after a
+        client, how long it may run without a checkpoint, and how long to wait before a leak is
+        reported. A handler without a fault does not need this time.
 
     Raises:
       AssertionError: the handler has a fault. The message names the client and says what happened.
         An exception that the handler raised is the cause.
       TypeError, ValueError: an argument is invalid.
 
-    It takes about a second, and works with ``autojump_clock``. If it is cancelled, everything is
-    closed.
+    The check takes about a second, and works with ``autojump_clock``. If it is cancelled,
+    everything is closed.
 
     A handler that reaches no checkpoint is ended by an exception (CPython only). A handler that
-    goes on when it is cancelled is given up. Three kinds of handlers cannot be ended, and
+    ignores its cancellation is abandoned. Three kinds of handlers cannot be ended, and
     ``check_handler`` waits for them: a handler that waits under a shield for anything but its own
-    socket, a handler whose child task goes on when it is cancelled, and a handler in a blocking
-    call.
+    socket, a handler whose child task ignores its cancellation, and a handler in a blocking call.
     """
     profile = _profile(handler, greeting, request, starttls, tls, server_tls, timeout)
     watchdog = Watchdog(timeout)
@@ -264,7 +266,7 @@ class _Check:
         raise AssertionError(f"{name}: each connection leaves {left}")
 
     async def _left(self, before: Resources, seconds: float) -> str:
-        """Describe what handlers have left behind when the time is over, or return ``""``."""
+        """Allow ``seconds`` for a clean-up. Describe what is left behind, or return ``""``."""
         if before.left():
             with self._watchdog.limit(seconds):
                 while before.left():
@@ -304,7 +306,7 @@ class _Check:
             raise AssertionError(f"{session.waiting} (waited {format_seconds(seconds)})")
 
     async def _stop(self, session: Session) -> None:
-        """Cancel the handlers that are left. Give up those that still do not end."""
+        """Cancel the handlers that still run. Abandon those that do not end."""
         session.server.stop(grace=0)
         with self._watchdog.limit(self._profile.timeout) as scope:
             await session.server.wait_closed()

@@ -9,24 +9,26 @@ from typing import Protocol
 # that starts with ``.*`` takes 80 ms for 16 KiB without a match.
 MAX_PATTERN_BYTES = 16384
 
-# How many bytes an error shows, and how many of these are before the first difference.
+# An error shows at most this many bytes.
 _SHOWN_BYTES = 120
+
+# At most this many of the shown bytes come before the first difference.
 _SHOWN_BEFORE = 20
 
 
 class Mismatch(Exception):
-    """No further bytes can fulfil the expectation. The message completes "..., but"."""
+    """No further bytes can fulfil the expectation. The message follows "expected X, but"."""
 
 
 class Expectation(Protocol):
-    """What is expected next. ``str()`` describes it for an error."""
+    """What is expected next. ``str()`` describes the expectation for an error."""
 
     def find(self, received: bytearray, tried: int) -> int | None:
         """Return how many bytes fulfil the expectation, or None if more bytes are needed.
 
         Args:
           received: the bytes from the current position on.
-          tried: how many of these an earlier call has seen.
+          tried: how many of these bytes earlier calls have examined.
 
         Raises ``Mismatch`` if more bytes cannot help.
         """
@@ -37,7 +39,7 @@ class Literal:
 
     def __init__(self, expected: bytes) -> None:
         if not expected:
-            raise ValueError("expect needs at least one byte; for the end there is expect_eof")
+            raise ValueError("expect needs at least one byte; to expect the end, use expect_eof")
         self._expected = expected
 
     def __str__(self) -> str:
@@ -60,7 +62,7 @@ class Literal:
 
 
 class Pattern:
-    """The shortest beginning of what comes that a pattern matches."""
+    """The shortest match of a pattern at the start of the unread bytes."""
 
     def __init__(self, pattern: re.Pattern[bytes]) -> None:
         self._pattern = pattern

@@ -1,7 +1,7 @@
-"""What ``faults`` does to the bytes of one connection: drawn from a seed, without I/O.
+"""The plan of ``faults`` for one connection: random, but determined by a seed. No I/O.
 
-Every fault is tied to an offset in the stream. So the faults do not depend on how the bytes happen
-to arrive.
+Every fault is tied to an offset in the stream. So the faults do not depend on how the bytes are
+split on arrival.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# The line that ``inject`` adds. Most protocols know the command NOOP, or reject it with an answer.
+# The line that ``inject`` adds. Most protocols know the command NOOP, or answer it with an error.
 INJECTED = b"NOOP injected\r\n"
 
-# A longer line is not a command that starts TLS.
+# A line with more bytes is not a command that starts TLS.
 _MAX_COMMAND = 4096
 
 _TLS_HANDSHAKE = 0x16  # the first byte of a ClientHello
@@ -25,8 +25,8 @@ class Piece:
     """Bytes to send in one call.
 
     Attributes:
-      passes: how often to let other tasks run first.
-      seconds: how long to sleep first.
+      passes: the number of checkpoints before the send.
+      seconds: how long to sleep before the send.
     """
 
     data: bytes
@@ -35,7 +35,7 @@ class Piece:
 
 
 def _generator(name: str) -> random.Random:
-    """Return a generator of random numbers, which are the same for equal names."""
+    """Return a random number generator that is seeded with the name."""
     return random.Random(name)  # noqa: S311 (the numbers are no secrets)
 
 
@@ -50,9 +50,9 @@ class Direction:
     Attributes:
       is_cut: whether the offset of the cut was reached.
       awaits_line: whether ``INJECTED`` follows the next line.
-      commands: whether a line that starts TLS is looked for. It is a command of the client.
-      reply: the direction whose next line gets the injected line, or ``None`` if the command gets
-        the injected line itself.
+      commands: whether to search for a command that starts TLS (only in what the client sends).
+      reply: the direction whose next line is followed by ``INJECTED``. If this is ``None``,
+        ``INJECTED`` follows the command.
     """
 
     def __init__(self, seed: str, *, split: bool, delay: bool, cut_at: float) -> None:
@@ -117,7 +117,7 @@ class Direction:
             self._line += piece
         if not piece.endswith(b"\n"):
             return False
-        # STARTTLS, STLS and AUTH TLS, in any case.
+        # STARTTLS, STLS and AUTH TLS, in upper or lower case.
         found = len(self._line) <= _MAX_COMMAND and b"TLS" in self._line.upper()
         self._line.clear()
         if not found:

@@ -1,4 +1,4 @@
-"""faults: a relay that treats connections as a bad network does."""
+"""faults: a relay that behaves like a bad network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FaultyRelay:
 
     Attributes:
       port: the port on 127.0.0.1 to connect to instead of the server's.
-      injected: the line that ``inject`` adds. It must never have an effect.
+      injected: the line that ``inject`` adds, which must never have an effect.
     """
 
     injected = INJECTED
@@ -39,7 +39,7 @@ async def faults(
     reset: bool = False,
     inject: bool = False,
 ) -> AsyncIterator[FaultyRelay]:
-    """Run a relay to the server at ``port`` that treats connections as a bad network does.
+    """Run a relay to the server at ``port``. The relay behaves like a bad network.
 
     Each connection to ``relay.port`` on 127.0.0.1 is relayed to ``port`` on 127.0.0.1. The faults
     of the n-th connection depend on ``seed`` and n only, and each fault is tied to an offset in the
@@ -56,31 +56,32 @@ async def faults(
     Args:
       port: the server's port.
       seed: selects the faults.
-      split: send the bytes in pieces. Every second piece has 1 to 4 bytes, on average, and the
-        others have 1 to 4096.
-      delay: pause before the first 64 bytes are complete, and then every 1 to 4096 bytes. A pause
-        is 1 to 8 schedule points. In one pause out of four, it is also a sleep of 1 to 10
-        milliseconds, at most 16 times for each direction of a connection.
-      truncate: end one connection out of two in both directions, as if each side had closed it:
-        under TLS, without ``close_notify``. This happens after a number of bytes in one of the two
-        directions. The number is 0 to 4095, and small numbers are likelier: half of them are below
-        64. A connection that carries fewer bytes is not hit.
+      split: send the bytes in pieces. On average, half of the pieces have 1 to 4 bytes, and the
+        others have 1 to 4096 bytes.
+      delay: pause once within the first 64 bytes, and then after every 1 to 4096 bytes. A pause is
+        1 to 8 checkpoints. One pause out of four also sleeps for 1 to 10 milliseconds. Each
+        direction of a connection has at most 16 such sleeps.
+      truncate: end one connection out of two in both directions, as if each side had closed it.
+        Under TLS, there is no ``close_notify``. This happens after a number of bytes in one of the
+        two directions. The number is 0 to 4095, and small numbers are likelier: half of them are
+        below 64. A connection that carries fewer bytes is not affected.
       reset: reset one connection out of two, on both sides, after a number of bytes that is drawn
-        as for ``truncate``. With both faults, one connection out of two gets one of them.
-      inject: add the line ``relay.injected``, as an attacker can do before TLS starts. It follows
-        the first line of the client that contains ``TLS`` in upper or lower case (``STARTTLS``,
-        ``STLS``, ``AUTH TLS``), in the same segment. In one connection out of two, it follows the
-        next line of the server instead. A connection that starts with TLS gets no line.
+        as for ``truncate``. If both are True, one connection out of two is truncated or reset.
+      inject: add the line ``relay.injected``, as an attacker can do before TLS starts. The added
+        line follows the client's first line that contains ``TLS`` in upper or lower case
+        (``STARTTLS``, ``STLS``, ``AUTH TLS``), in the same segment. In one connection out of two,
+        the added line follows the server's next line instead. Nothing is added to a connection that
+        starts with TLS.
 
-    Returns: a context manager, whose value has the attributes ``port`` and ``injected``. Its end
-    closes all connections immediately.
+    Returns: a context manager. Its value has the attributes ``port`` and ``injected``. The end of
+    the block closes all connections immediately.
 
     Raises:
       TypeError: ``port`` or ``seed`` is not an int, or another argument is not a bool.
       OSError: no port can be opened.
 
-    The relay runs in a nursery of its own. It holds at most one chunk for each direction of a
-    connection, so a receiver that does not read stops the sender. A half-close is passed on. A
+    The relay runs in its own nursery. It holds at most one chunk for each direction of a
+    connection, so a receiver that does not read blocks the sender. A half-close is passed on. A
     reset of one side is passed on when the relay next reads from that side. While the relay waits
     for a receiver that does not read, it does not read from the sender, so it does not notice that
     the sender has reset its connection. A connection that the server refuses is reset.
@@ -115,7 +116,7 @@ async def _relay(
     plan_of: Callable[[int], ConnectionPlan],
     nursery: trio.Nursery,
 ) -> None:
-    # Not bind: Trio starts tasks in a random order, and the number must be the order of accept.
+    # We do not use bind: Trio starts tasks in random order, but we number them in accept's order.
     number = 0
     while True:
         client = await listener.accept()
@@ -161,8 +162,8 @@ async def _copy_both(client: Socket, server: Socket, plan: ConnectionPlan) -> bo
 async def _copy(source: Socket, target: Socket, direction: Direction, plan: ConnectionPlan) -> bool:
     """Copy one direction until it ends or the connection is cut.
 
-    Returns False if the target can receive no more. The data that the target sent before its reset
-    is then still on its way in the other direction, which ends with the reset.
+    Returns False if the target can receive no more. Data that the target sent before its reset may
+    then still be in flight in the other direction. That direction ends with the reset.
     """
     while not plan.is_cut() and (chunk := await source.recv()):
         for piece in direction.feed(chunk):

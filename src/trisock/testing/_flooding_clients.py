@@ -19,24 +19,24 @@ _CERTAINLY_QUIET = 0.05  # seconds; an acknowledgement may be delayed by 40 ms
 
 _MIB = 1024 * 1024
 
-# The most that a handler may hold for one client, in MiB: of a request, and of answers. A request
-# may be a message, which may be large. Answers to short requests are small, and a queue of them is
-# slow to fill.
+# A handler may hold at most this much for one client, in MiB: data of a request, and answers. A
+# request may be a large message. Answers to short requests are small, so a queue of answers fills
+# slowly.
 MAX_REQUEST, MAX_ANSWERS = 8, 2
 
-_ROUND = 64 * 1024  # bytes to send before the next look at how much the handler holds
-_FILL = 640 * 1024  # bytes of requests, whose answers are more than the kernel takes
+_ROUND = 64 * 1024  # bytes to send between two checks of how much the handler holds
+_FILL = 640 * 1024  # bytes of requests; their answers do not fit into the kernel's buffers
 _PIECE = 16 * 1024
 
-_HEADER = 8  # bytes; a header of frames is hardly longer
+_HEADER = 8  # bytes; frame headers are rarely longer
 
 
 async def endless_request(session: Session) -> None:
     """Send requests that do not end, and read the answers.
 
     A line does not end because no line end comes. A frame is as long as its header says. The length
-    may be anywhere near the start of the request, so each of the first bytes is changed to the
-    highest value, and all bytes after it.
+    may be anywhere near the start of the request. So, for each of the first bytes, we send a
+    request in which this byte and all later bytes are 0xFF.
     """
     await _endless(session, b"", b"x")
     if session.is_line:
@@ -62,7 +62,7 @@ async def _endless(session: Session, start: bytes, byte: bytes) -> None:
 async def slow_reader(session: Session) -> None:
     """Send requests and read nothing. Another client must be served meanwhile."""
     request = session.request
-    if session.is_line:  # the shortest request has short answers, which take long to fill buffers
+    if session.is_line:  # lengthen it: short answers would take long to fill the buffers
         request = b"NOOP 0123456" + request[4:]
     requests = request * max(1, _PIECE // len(request))
     # With small buffers in the kernel, the answers soon have to wait for the client.
@@ -80,14 +80,14 @@ async def slow_reader(session: Session) -> None:
 
 
 async def _is_answered(sock: Socket) -> bool:
-    """Return whether an answer has arrived, and leave it in the kernel."""
+    """Return whether an answer has arrived. Leave it unread."""
     return await _unless_stuck(QUIET, trio.lowlevel.wait_readable, sock.stream.socket)
 
 
 async def _fill(session: Session, sock: Socket, piece: bytes) -> bool:
-    """Send so much that the kernel's buffers are full of answers.
+    """Send so many requests that the kernel's buffers are full of answers.
 
-    Returns whether the handler reads no more, because its answers wait for the client.
+    Returns whether the handler has stopped reading, because it cannot send its answers.
     """
     with _time_to_send(session) as has_time:
         for _ in range(max(1, _FILL // len(piece))):
@@ -99,7 +99,7 @@ async def _fill(session: Session, sock: Socket, piece: bytes) -> bool:
 async def _flood(
     session: Session, sock: Socket, piece: bytes, most: int, start: bytes = b""
 ) -> None:
-    """Send until the handler reads no more, or clearly holds little of what it has read.
+    """Send until the handler stops reading, or clearly holds little of what it has read.
 
     Args:
       start: what to send before the first piece.
@@ -119,7 +119,7 @@ async def _flood(
 
         await _send_unless_stuck(sock, start + piece)
         await session.quiet()
-        before += held()  # only what grows from here on depends on what is sent
+        before += held()  # only growth from now on is caused by the pieces
         while has_time() and await _send_unless_stuck(sock, piece):
             sent += len(piece)
             held()
@@ -133,7 +133,7 @@ async def _flood(
 def _time_to_send(session: Session) -> Iterator[Callable[[], bool]]:
     """Cancel the block after ``timeout`` seconds: a handler may read slowly.
 
-    The value returns whether that much real time has not passed yet.
+    The value is a function, which returns False once this much real time has passed.
     """
     session.expect("the handler reads slowly", 2 * session.timeout)
     end = time.monotonic() + session.timeout
@@ -152,7 +152,7 @@ async def _send_unless_stuck(sock: Socket, data: bytes, quiet: float = QUIET) ->
 async def _unless_stuck(
     quiet: float, function: Callable[..., Awaitable[object]], *args: object
 ) -> bool:
-    """Call an async function. Cancel it, and return False, once all tasks wait for something."""
+    """Call an async function. If all tasks are blocked, cancel the call and return False."""
     scope = trio.CancelScope()
 
     async def give_up() -> None:
@@ -168,7 +168,7 @@ async def _unless_stuck(
 
 @contextlib.contextmanager
 def _memory() -> Iterator[Callable[[], int]]:
-    """Measure memory. The value returns how many bytes Python's objects take."""
+    """Measure memory. The value is a function that returns the bytes in use by Python's objects."""
     was_tracing = tracemalloc.is_tracing()
     if not was_tracing:
         tracemalloc.start()

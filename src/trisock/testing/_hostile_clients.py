@@ -1,8 +1,8 @@
 """The hostile clients of ``check_handler``.
 
-Each is a function of a ``Session``. It returns when the client has left, and raises
-``AssertionError`` if an answer of the handler is wrong. Whether the handler ends, what it raises
-and what it leaves behind is checked by the caller.
+Each client is a function that takes a ``Session``. The function returns when the client has
+disconnected, and raises ``AssertionError`` if the handler's answer is wrong. The caller checks
+whether the handler ends, what it raises, and what it leaves behind.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ._session import Session, send
 
 _MANY = 20  # connections at the same time
 
-_MANY_BYTES = 64  # a longer request is sent byte by byte as far as this; each byte takes 5 ms
+_MANY_BYTES = 64  # send at most this many bytes one by one, because each takes 5 ms
 
-# The garbage clients change each of the first 8 bytes of a request (the size of a long header), and
-# 24 of its other bytes.
+# ``garbage`` changes each of the first 8 bytes of a request (the size of a long header), and 24 of
+# its other bytes.
 _HEADER = 8
 _OTHERS = 24
 
-# The garbage clients replace each of the first 8 numbers of a request by each of these.
+# ``garbage`` replaces each of the first 8 numbers of a request by each of the bad numbers.
 _NUMBER = re.compile(rb"[0-9]+")
 _NUMBERS = 8
 _BAD_NUMBERS = (b"", b"x", b"-1", b"1.5", b"\xb2", b"9" * 30)
@@ -46,16 +46,16 @@ def _added(answer: bytes, usual: set[bytes]) -> bytes:
 
 
 def _shared(one: bytes, other: bytes) -> int:
-    """Return the length of the common start."""
+    """Return the length of the common prefix."""
     differ = (number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
 
 
-# ---- clients that leave ----
+# ---- clients that disconnect ----
 
 
 async def silent(session: Session) -> None:
-    """Say nothing, and leave."""
+    """Send nothing, and close the connection."""
     sock = await session.open()
     await session.quiet()
     session.expect("the handler is still running after the client has closed the connection")
@@ -65,14 +65,14 @@ async def silent(session: Session) -> None:
 async def half_close(session: Session) -> None:
     """Send a request and EOF, and read until the handler closes the connection.
 
-    A handler that answers the request only if EOF comes later has dropped it. (Under TLS, EOF
+    If the handler answers the request only when EOF comes later, it drops requests. (Under TLS, EOF
     without ``close_notify`` is an error, and a handler may then drop everything.)
     """
     if await session.answers(session.request) or session.secure:
         return
     if answer := await session.answers(session.request, late_fin=True):
         raise AssertionError(
-            f"the handler does not answer a request that the end of the stream follows at once "
+            "the handler does not answer a request if the end of the stream follows at once "
             f"(if the end comes later, it sends {shown(answer)})"
         )
 
@@ -104,7 +104,7 @@ async def reset_after_request(session: Session) -> None:
 
 
 async def cancellation(session: Session) -> None:
-    """Say nothing while the server cancels the handler."""
+    """Send nothing while the server cancels the handler."""
     await session.open()
     await session.quiet()
     session.server.stop(grace=0)
@@ -116,7 +116,7 @@ async def cancellation(session: Session) -> None:
 
 
 async def truncation(session: Session) -> None:
-    """End the stream in the middle of a request. The answer must not be that to a whole one."""
+    """Send EOF in the middle of a request. The answer must not be that to a whole request."""
     nothing = await session.answers()
     whole = await session.answers(session.request)
     await session.answers(session.request[:2])  # perhaps in the middle of a header
@@ -133,7 +133,7 @@ async def truncation(session: Session) -> None:
 
 
 async def byte_by_byte(session: Session) -> None:
-    """Send a request in pieces of one byte. The answer must be that to a request in one piece."""
+    """Send a request byte by byte. The answer must be the same as to a request in one piece."""
     answer = whole = b""
     for _ in range(3):  # an answer may depend on other things, such as the time
         whole = await session.answers(session.request, late_fin=True)
@@ -146,7 +146,8 @@ async def byte_by_byte(session: Session) -> None:
         if answer == whole or whole != await session.answers(session.request, late_fin=True):
             return
     raise AssertionError(
-        f"the handler sent {shown(answer)}, but to a whole request it sends {shown(whole)}"
+        f"the handler sent {shown(answer)}, but if the request comes in one piece, it sends "
+        f"{shown(whole)}"
     )
 
 
@@ -162,10 +163,10 @@ def _nonsense() -> list[bytes]:
 
 
 def _changed(request: bytes) -> list[bytes]:
-    """Return requests that start like this one, and go on differently.
+    """Return requests that start like this one, and then differ.
 
-    A header that has changed should also have a body that is whole. So a byte becomes zero, or it
-    becomes 255 and enough bytes follow.
+    The request should be complete even if the change makes its header promise more bytes. So a byte
+    is changed to 0, or it is changed to 255 and 255 more bytes are added at the end.
     """
     rng = random.Random(2)  # noqa: S311 (these numbers are no secrets)
     rest = range(_HEADER, len(request))
@@ -186,7 +187,7 @@ def _changed(request: bytes) -> list[bytes]:
 
 
 async def garbage(session: Session) -> None:
-    """Send what no client of any protocol sends, and changed requests."""
+    """Send bytes that fit no protocol, and changed requests."""
     for nonsense in [*_nonsense(), *_changed(session.request)]:
         await session.answers(nonsense)
 
@@ -212,12 +213,12 @@ async def many_connections(session: Session) -> None:
 
 
 async def injection(session: Session) -> None:
-    """Add a request behind STARTTLS, as an attacker can do. It must not be answered under TLS."""
+    """Send a request right after STARTTLS, as an attacker can. It must get no answer under TLS."""
     usual = {await session.answers(), await session.answers()}
     for injected in (session.request, session.starttls):
         answer = b""
         sock = await session.connect()
-        with contextlib.suppress(TLSError):  # the handshake fails, as it must
+        with contextlib.suppress(TLSError):  # if the handshake fails, that is correct
             if await session.ask_for_tls(sock, injected):
                 await session.start_tls(sock)
                 answer = await session.finish(sock)
@@ -229,7 +230,7 @@ async def injection(session: Session) -> None:
 
 
 async def plain_text(session: Session) -> None:
-    """Send STARTTLS, and then a request in plain text. It must not be answered."""
+    """Send STARTTLS, and then a request in plain text. The request must not be answered."""
     usual = {
         _ALERT.sub(b"", await _plain_answers(session, b"")),
         _ALERT.sub(b"", await _plain_answers(session, b"")),
@@ -255,7 +256,7 @@ async def reset_after_starttls(session: Session) -> None:
     sock.abort()
 
 
-# A ClientHello begins like this: a record of 512 bytes, of which only the header arrives.
+# The start of a ClientHello. Its record has 512 bytes, but only these few arrive.
 _HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 
 

@@ -1,7 +1,7 @@
 """LoggedErrors: what a server logs at ERROR, kept so that a test can raise it.
 
-The log is the only place that has everything: the errors of handlers, without those that a peer
-caused, and the errors of the server itself.
+Only the log has all errors that we need: the errors of the server itself, and those errors of
+handlers that were not caused by a peer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from .. import Server
 
-# Further errors are counted. Their tracebacks would hold the data of as many connections.
+# Further errors are only counted: their tracebacks would keep the data of many connections alive.
 _MAX_KEPT = 100
 
 _logger = logging.getLogger("trisock.server")
@@ -26,8 +26,8 @@ _current: contextvars.ContextVar[LoggedErrors | None] = contextvars.ContextVar(
 class LoggedErrors(logging.Handler):
     """A log handler that keeps the errors of one server.
 
-    All servers share a logger. A server's tasks inherit the context of the call of ``bind``, so a
-    context variable tells whether the current task belongs to our server.
+    All servers share a logger. A server's tasks inherit the context in which ``bind`` was called,
+    so a context variable tells whether the current task belongs to our server.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class LoggedErrors(logging.Handler):
 
     @contextlib.contextmanager
     def of_tasks_started_here(self) -> Iterator[None]:
-        """Start the server inside this block: its tasks are the ones whose errors are kept."""
+        """Keep the errors of the server that is started inside this block."""
         token = _current.set(self)
         try:
             yield
@@ -63,7 +63,7 @@ class LoggedErrors(logging.Handler):
             _current.reset(token)
 
     def found(self, server: Server) -> list[BaseException]:
-        """Return the errors, and an error for those that are not kept or did not get here."""
+        """Return the kept errors. A further error says how many were not kept, or not logged."""
         found = list(self.errors)
         if self.count > _MAX_KEPT:
             found.append(RuntimeError(f"{self.count - _MAX_KEPT} more errors"))

@@ -8,11 +8,11 @@ import os
 from .._text import printable
 from ._watchdog import Watchdog
 
-_MAX_NAMED = 5  # descriptors that a message names
+_MAX_NAMED = 5  # a message names at most this many descriptors
 
 
 class Resources:
-    """The tasks and descriptors that a handler may leave behind, at one moment."""
+    """A snapshot of the tasks and descriptors that a handler may leave behind."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
@@ -20,7 +20,7 @@ class Resources:
         self._descriptors = _descriptors()
 
     def left(self) -> str:
-        """Describe what has been added since then, or return ``""``."""
+        """Describe what was added since the snapshot, or return ``""``."""
         tasks = self._watchdog.started_by_handlers - self._tasks
         if tasks:
             return f"tasks running ({', '.join(sorted({task.name for task in tasks}))})"
@@ -42,7 +42,7 @@ def _descriptors() -> set[tuple[int, int, int]]:
     found = set()
     if os.path.isdir(directory):  # pragma: no branch (tests run on Linux)
         for name in os.listdir(directory):
-            with contextlib.suppress(OSError):  # os.listdir had a descriptor too
+            with contextlib.suppress(OSError):  # os.listdir has closed its descriptor
                 status = os.fstat(int(name))
                 found.add((int(name), status.st_dev, status.st_ino))
     return found

@@ -24,7 +24,7 @@ class _Step(Protocol):
 class Script:
     r"""One side of a conversation: what to send, and what to expect, step by step.
 
-    A script is a handler, or plays a client::
+    A script can be used as a handler, or as a client::
 
         server = Script().send(b"220 ready\r\n").expect(b"QUIT\r\n").send(b"221 bye\r\n")
         async with serving(server) as s:
@@ -33,24 +33,24 @@ class Script:
         client = Script().expect(b"220 ready\r\n").send(b"QUIT\r\n").expect(b"221 bye\r\n")
         await client(await s.connect())
 
-    Each method adds a step and returns the script. A script does not change when it runs. So many
-    connections can run it at the same time.
+    Each method adds a step and returns the script. A script does not change when it runs, so many
+    connections can run the same script at the same time.
 
     Args:
       byte_by_byte: whether to send each byte by itself, and to let other tasks read it before the
-        next one follows. This shows whether the peer depends on how its input is split.
+        next byte is sent. This shows whether the peer depends on how its input is split.
 
-    ``await script(sock)`` runs the steps. The socket stays open (and ``bind`` closes it when its
-    handler has ended). It raises:
+    ``await script(sock)`` runs the steps. The socket stays open. (``bind`` closes it when its
+    handler has ended.) The call raises:
 
-      AssertionError: something else came, or the connection ended or broke. The message has the
-        number of the step, the peer, what was expected, and what came, as far as 120 bytes each.
+      AssertionError: other bytes came, or the connection ended or broke. The message contains the
+        number of the step, the peer, and the expected and the received bytes (up to 120 of each).
       trio.ClosedResourceError, trio.BusyResourceError: the test itself closed the socket, or uses
-        it at the same time.
+        it in another task at the same time.
 
     A script has no time limit. Where a peer may be silent, use ``trio.fail_after``. If a script is
-    cancelled while it expects something, it logs a warning on ``trisock.testing`` that says what.
-    Bytes that an unfinished step has received are pushed back, so they are still unread.
+    cancelled, it logs a warning on ``trisock.testing`` that names the current step. Bytes that an
+    unfinished step has received are pushed back, so they are still unread.
     """
 
     def __init__(self, *, byte_by_byte: bool = False) -> None:
@@ -85,10 +85,10 @@ class Script:
         Args:
           expected: bytes, or a compiled pattern of bytes. A match must begin at the first unread
             byte and end within 16,384 bytes. The pattern is tried on the first byte alone, then on
-            the first two, and so on, and the first match counts. So the result does not depend on
-            how the input is split, and a pattern should end with something that ends the message:
-            ``re.compile(rb"\\d+")`` takes only the first digit of ``250``, and
-            ``re.compile(rb"\\d+ [^\\n]*\\n")`` takes the line.
+            the first two bytes, and so on, until it matches. So the result does not depend on how
+            the input is split. A pattern should match up to the end of the message:
+            ``re.compile(rb"\\d+")`` receives only the first digit of ``250``, and
+            ``re.compile(rb"\\d+ [^\\n]*\\n")`` receives the whole line.
 
         Raises ``TypeError`` for ``str`` and for a pattern of ``str``, and ``ValueError`` for empty
         bytes.
@@ -105,15 +105,15 @@ class Script:
         return self.expect(_frame(body, header))
 
     def send_eof(self) -> Script:
-        """End this side, and go on reading, as ``Socket.send_eof`` does. TLS cannot do this."""
+        """Send EOF, and keep receiving, as ``Socket.send_eof`` does. TLS has no half-close."""
         return self._add(_SendEOF())
 
     def expect_eof(self, *, clean: bool = True) -> Script:
         """Expect the end of the stream: FIN or, under TLS, ``close_notify``.
 
         Args:
-          clean: False also accepts a connection that breaks: a reset and, under TLS, an end without
-            ``close_notify``. A program that leaves by an exception ends a connection like this.
+          clean: False also accepts a connection that breaks: by a reset or, under TLS, by an end
+            without ``close_notify``. A program that ends with an exception may cause either.
         """
         check_bool("clean", clean)
         return self._add(_ExpectEOF(clean))
@@ -121,15 +121,15 @@ class Script:
     def starttls(self, tls: TLSArgument, *, refused: bool = False) -> Script:
         """Call ``Socket.starttls``, as client or as server.
 
-        A byte that was received and not yet expected makes the handshake fail, as in every program
-        that uses ``Socket.starttls``.
+        If there is an unread byte that no step has expected, the handshake fails, as in every
+        program that uses ``Socket.starttls``.
 
         Args:
           tls: the TLS role, such as ``Authority.server_tls()`` or ``Authority.client_tls()``.
-          refused: whether the peer must refuse the handshake, as a client does that rejects the
-            certificate. This is the last step then, because the connection is closed. (With TLS
-            1.3, a server refuses a client's certificate only after the client's handshake. For
-            this, use ``expect_eof(clean=False)`` as the next step.)
+          refused: whether the peer must refuse the handshake, for example because it rejects the
+            certificate. This must then be the last step, because the connection is closed. (With
+            TLS 1.3, a server refuses a client's certificate only after the client's handshake. To
+            expect that, use ``expect_eof(clean=False)`` as the next step.)
         """
         check_bool("refused", refused)
         return self._add(_StartTLS(tls, refused))

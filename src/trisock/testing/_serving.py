@@ -1,4 +1,4 @@
-"""serving: run a handler behind a real server, and raise what it raises."""
+"""serving: run a handler behind a real server, and raise the handler's exceptions."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from ._logged_errors import LoggedErrors
 if sys.version_info < (3, 11):  # pragma: no cover (each version runs one of the two branches)
     from exceptiongroup import BaseExceptionGroup  # installed with Trio, which depends on it
 
-# How long handlers may go on after the block, in seconds. A handler that ends takes milliseconds,
-# on a busy machine perhaps a second.
+# How long handlers may keep running after the block, in seconds. A handler that ends at all does so
+# within milliseconds, or within a second on a busy machine.
 _GRACE_SECONDS = 5
 
-# How long to wait for a moment in which every task waits. There is none if a task never waits.
+# Wait at most this long (seconds) until all tasks are blocked. Some task may never block.
 _SETTLE_SECONDS = 1
 
-# The kernel delivers over loopback at once, unless it is busy. In tests, 10 ms were enough.
+# In seconds. Unless it is busy, the kernel delivers over loopback at once. In tests, 10 ms were
+# enough.
 _DELIVERY_SECONDS = 0.01
 
-# Where to connect if the server listens on all addresses. (Windows cannot connect to these.)
+# Where to connect if the server listens on all addresses. (Windows cannot connect to 0.0.0.0 or ::)
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
-# How many peers an error names.
+# An error names at most this many peers.
 _MAX_NAMED = 10
 
 
@@ -50,20 +51,20 @@ class Serving:
         self._clients: list[Socket] = []
 
     async def connect(self, **arguments: Any) -> Socket:
-        """Connect to the server. The client is closed at the end of the block, if it is open.
+        """Connect to the server. The end of the block closes the client, if it is still open.
 
-        When this returns, the handler runs, and waits or has ended: ``server.connections`` and
-        ``server.broadcast`` include the connection. (An exception is a server that has reached its
-        ``max_connections``.)
+        When this returns, the handler has started, and is blocked or has ended. Until it ends,
+        ``server.connections`` and ``server.broadcast`` include the connection. (This is not true
+        for a server that has reached its ``max_connections``.)
 
         Args:
           arguments: the keyword arguments of ``trisock.connect`` or, if the server listens on a
             Unix socket, of ``trisock.connect_unix``. If the server uses TLS with a certificate
-            that an ``Authority`` has issued, the default is a client that trusts this authority,
-            and verifies the first name of the certificate. ``tls=None`` connects in plain text.
+            that an ``Authority`` has issued, the client by default trusts this authority, and
+            verifies the first name of the certificate. ``tls=None`` connects in plain text.
 
         Raises:
-          ValueError: the server has ``tls`` with another certificate, and ``tls`` is not given.
+          ValueError: the server uses TLS with another certificate, and ``tls`` is not given.
           OSError, TLSError: as in ``trisock.connect``.
 
         If cancelled, the connection may stay open until the end of the block.
@@ -92,8 +93,7 @@ class Serving:
         async with trio.open_nursery() as nursery:
             for client in self._clients:
                 nursery.start_soon(client.close)
-        # Handlers that only wait for the end of the stream end here. So they do not see the server
-        # as closing.
+        # Let handlers that only wait for EOF end here, before the server starts to close.
         await _settle()
         self.server.stop()
         with trio.move_on_after(_GRACE_SECONDS):
@@ -126,10 +126,10 @@ async def serving(handler: Handler, **bind_arguments: Any) -> AsyncIterator[Serv
 
     ``s.server`` is the ``Server``. ``s.connect()`` connects a client to it (see below).
 
-    The end of the block closes the clients of ``s.connect`` gracefully. Their handlers read the end
-    of the stream, and end. Then the server stops, as by ``Server.stop``. Handlers that still run
-    may go on for 5 seconds. Then they are cancelled, and an ``AssertionError`` names their peers: a
-    handler that hangs fails the test. Handlers that never end by themselves need
+    The end of the block closes the clients of ``s.connect`` gracefully. Their handlers read EOF,
+    and end. Then the server stops, as with ``Server.stop``. Handlers that still run may continue
+    for 5 seconds. Then they are cancelled, and an ``AssertionError`` names their peers: a handler
+    that hangs fails the test. Handlers that never end by themselves need
     ``s.server.stop(grace=0)`` as the last line of the block. If the block raises or is cancelled,
     the clients are aborted, and the handlers are cancelled immediately.
 
@@ -139,18 +139,18 @@ async def serving(handler: Handler, **bind_arguments: Any) -> AsyncIterator[Serv
         ``port_or_listener`` is any free port, and the default of ``host`` is ``"127.0.0.1"``.
 
     Raises:
-      Exception: at the end of the block, whatever ``bind`` logs at ERROR, which is what a handler
-        raised and its peer did not cause. These errors are both logged and raised. Several errors
-        are raised in a group.
+      Exception: at the end of the block, each error that ``bind`` logs at ERROR. These are the
+        exceptions of handlers, except those that a peer caused. They are both logged and raised.
+        Several exceptions are raised in a group.
       AssertionError: a handler did not end (see above).
       BaseException: whatever the block raised. If handlers failed as well, a group contains the
         block's exception first, and then the handlers' exceptions. The group hides nothing: the
         handler's error is often the cause of the block's error.
 
     ``s.connect(**arguments)`` takes the keyword arguments of ``trisock.connect``. When it returns,
-    the handler runs, and waits or has ended. If the server has ``tls`` with a certificate of an
-    ``Authority``, the client trusts it by default. With another certificate, ``tls`` must be given.
-    ``tls=None`` connects in plain text.
+    the handler has started, and is blocked or has ended. If the server uses TLS with a certificate
+    of an ``Authority``, the client trusts this authority by default. With another certificate,
+    ``tls`` must be given. ``tls=None`` connects in plain text.
     """
     arguments: dict[str, Any] = {"port_or_listener": 0, **bind_arguments}
     if not isinstance(arguments["port_or_listener"], Listener):
@@ -167,7 +167,7 @@ async def serving(handler: Handler, **bind_arguments: Any) -> AsyncIterator[Serv
                 try:
                     yield s
                     await s._finish()
-                except Exception as exc:  # kept from the nursery, which would wrap it in a group
+                except Exception as exc:  # keep it from the nursery, which would wrap it in a group
                     failures.append(exc)
                     s._abort()
                 except BaseException:  # Cancelled, which has to reach its cancel scope
@@ -194,6 +194,6 @@ def _unwrapped(exc: BaseException) -> BaseException:
 
 
 async def _settle(cushion: float = 0.0) -> None:
-    """Wait until every other task waits for something, and has done so for ``cushion`` seconds."""
+    """Wait until all other tasks are blocked, and have been blocked for ``cushion`` seconds."""
     with trio.move_on_after(_SETTLE_SECONDS):
         await trio.testing.wait_all_tasks_blocked(cushion)

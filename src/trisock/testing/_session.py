@@ -15,8 +15,8 @@ from ._expectation import shown
 from ._watchdog import Watchdog
 from ._watched_handler import WatchedHandler
 
-# How long nothing must happen until we take the handler to be waiting for the client, in seconds.
-# What is sent over loopback arrives at once, but a busy machine may be late.
+# If nothing has happened for this long (seconds), we assume that the handler waits for the client.
+# Data over loopback arrives at once, but a busy machine may delay it.
 QUIET = 0.005
 
 _HOST = "127.0.0.1"
@@ -29,7 +29,7 @@ class Profile:
     """What is known about a handler.
 
     Attributes:
-      greeting: how the bytes begin that the handler sends first, or ``b""``.
+      greeting: the start of what the handler sends first, or ``b""``.
       request: a valid request.
       starttls: the command that starts TLS, or ``b""``.
       tls: the client's role, or ``None`` if the handler does not start TLS.
@@ -57,9 +57,9 @@ class Session:
 
     Attributes:
       request: a valid request of the protocol.
-      is_line: whether the request is the line that is sent by default.
-      cut_request: the request without its end: without the line end, or without the last byte.
-      waiting: what the client waits for, as the start of an error message.
+      is_line: whether the request is the default line, ``NOOP``.
+      cut_request: the request without its line end or, if it has none, without its last byte.
+      waiting: the error message of a timeout: what the handler has not done.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Session:
         self.waiting = ""
 
     async def connect(self) -> Socket:
-        """Connect, and wait until the handler has the connection and has greeted."""
+        """Connect, and wait until the handler has started and has sent its greeting."""
         sock = await self.connect_only()
         self.expect("the handler has not sent its greeting")
         greeting = await _read(sock, len(self._greeting))
@@ -98,7 +98,7 @@ class Session:
         return sock
 
     async def connect_only(self) -> Socket:
-        """Connect, and wait until the handler has the connection."""
+        """Connect, and wait until the handler has started."""
         self.expect("the handler has not started")
         number = self.watched.started + 1
         raw = trio.socket.socket()
@@ -127,7 +127,7 @@ class Session:
         return sock
 
     async def ask_for_tls(self, sock: Socket, injected: bytes = b"") -> bool:
-        """Send the STARTTLS command, and drop the answer. Return whether the stream goes on."""
+        """Send the STARTTLS command, and drop the answer. Return whether the stream is open."""
         if not self._greeting:
             await self.quiet()
             await _drop_arrived(sock)
@@ -150,16 +150,16 @@ class Session:
         await sock.starttls(role, server_hostname=None if has_name else _HOST)
 
     def expect(self, what: str, seconds: float | None = None) -> None:
-        """Give the handler time from now on: ``timeout`` seconds by default.
+        """Restart the handler's time limit. By default, it is ``timeout`` seconds.
 
         Args:
-          what: says, at the start of an error message, what is wrong if this time passes.
+          what: the start of the error message if the limit is exceeded.
         """
         self.waiting = what
         self._watchdog.renew(self.timeout if seconds is None else seconds)
 
     async def quiet(self) -> None:
-        """Wait until the handler waits: for the client, or for anything else."""
+        """Wait until the handler is blocked, on the client or on anything else."""
         with trio.move_on_after(self.timeout / 2):
             await trio.testing.wait_all_tasks_blocked(QUIET)
 
@@ -168,7 +168,7 @@ class Session:
         sock: Socket,
         waiting: str = "the handler is still running after the client has sent EOF",
     ) -> bytes:
-        """Send FIN (under TLS, without ``close_notify``). Return what arrives until the end."""
+        """Send FIN (under TLS, without ``close_notify``). Return all data until EOF."""
         self.expect(waiting)
         with contextlib.suppress(OSError):
             sock.stream.socket.shutdown(socket.SHUT_WR)
@@ -180,10 +180,10 @@ class Session:
         return received
 
     async def answers(self, data: bytes = b"", *, late_fin: bool = False) -> bytes:
-        """Open a connection, send data and FIN, and return what arrives until the end.
+        """Open a connection, send data and FIN, and return all data until EOF.
 
         Args:
-          late_fin: whether to send FIN only when the handler waits.
+          late_fin: whether to send FIN only when the handler is blocked.
         """
         sock = await self.open()
         await send(sock, data)
@@ -192,7 +192,7 @@ class Session:
         return await self.finish(sock)
 
     async def all_ended(self) -> None:
-        """Abort the connections that are left, and wait until the handler has ended for each."""
+        """Abort all connections, and wait until all calls of the handler have ended."""
         self.abort()
         await self.quiet()
         self.expect("the handler is still running after the client has left")
@@ -204,10 +204,10 @@ class Session:
 
 
 def _narrow(raw: trio.socket.SocketType) -> None:
-    """Let the peer send only a little that is not read. Call it before the connect."""
+    """Limit how much the peer can send before we read. Call this before the connect."""
     if sys.platform == "linux":
-        # With a small SO_RCVBUF, Linux also drops acknowledgements now and then. Then what we send
-        # gets stuck.
+        # With a small SO_RCVBUF, Linux sometimes drops acknowledgements too. Our own data then gets
+        # stuck.
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, _SMALL_WINDOW)
     else:  # pragma: no cover (tests run on Linux)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_WINDOW)
@@ -223,13 +223,13 @@ async def _read(sock: Socket, n: int) -> bytes:
 
 
 async def send(sock: Socket, data: bytes) -> None:
-    """Send data. The handler may have ended the connection, and its answer is still unread."""
+    """Send data. Ignore a broken connection, because the handler's answer may still be unread."""
     with contextlib.suppress(trio.BrokenResourceError):
         await sock.send(data)
 
 
 async def _drop_arrived(sock: Socket) -> bool:
-    """Drop what has arrived. Return whether the stream goes on."""
+    """Drop the data that has arrived. Return whether the stream is open."""
     while chunk := await sock.peek():
         await sock.recv()
     return chunk is None

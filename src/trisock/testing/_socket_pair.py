@@ -46,12 +46,12 @@ async def _connected() -> tuple[Socket, Socket]:
     try:
         client = await trisock.connect("127.0.0.1", listener.port)
         try:
-            # Another program of this machine may have connected first.
+            # Another program on this machine may have connected first.
             while (server := await listener.accept()).getpeer() != client.getlocal():
                 server.abort()
         except BaseException:
             client.abort()
             raise
     finally:
-        listener.abort()  # not close, whose cancellation would lose the two ends
+        listener.abort()  # not close(): if cancelled, it would lose the sockets
     return client, server

@@ -1,4 +1,4 @@
-"""The watchdog of ``check_handler``: follows the tasks of handlers, and ends what runs too long."""
+"""The watchdog of ``check_handler``: observes the tasks of handlers, and ends slow ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sys import _current_frames  # public, in spite of its name
 
 import trio
 
-# How often the watchdog looks, at most, in seconds. It wakes Trio each time, which must not disturb
-# those who wait until nothing happens.
+# The watchdog checks at this interval (seconds), or more often if the timeout is short. Each check
+# wakes Trio, so frequent checks would disturb ``wait_all_tasks_blocked``.
 _WATCHDOG_SECONDS = 1
 
 
@@ -22,10 +22,11 @@ class NoCheckpoint(BaseException):
 
 
 class Watchdog(trio.abc.Instrument):
-    """Observes the tasks of handlers, and ends what has run too long in real time.
+    """Observes the tasks of handlers, and ends those that run too long in real time.
 
-    Trio cannot end a task that reaches no checkpoint. So a thread raises an exception in it. The
-    thread also cancels a scope, because a task that runs in a loop stops an ``autojump_clock``.
+    Trio cannot end a task that reaches no checkpoint. So a thread raises an exception in the task.
+    The thread also enforces ``limit`` in real time, because an ``autojump_clock`` stands still
+    while a task loops.
 
     Attributes:
       started_by_handlers: the running tasks that handlers have started, directly or indirectly.
@@ -55,7 +56,7 @@ class Watchdog(trio.abc.Instrument):
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Take the current task for a handler's."""
+        """Treat the current task as a handler's, inside the block."""
         task = trio.lowlevel.current_task()
         self._handlers.add(task)
         try:
@@ -65,7 +66,7 @@ class Watchdog(trio.abc.Instrument):
 
     @contextlib.contextmanager
     def limit(self, seconds: float) -> Iterator[trio.CancelScope]:
-        """Cancel the block after some seconds, of Trio's clock or of real time."""
+        """Cancel the block after this many seconds, of Trio's clock or of real time."""
         with trio.CancelScope() as scope:
             self._limit = (scope, math.inf)
             self.renew(seconds)
@@ -75,7 +76,7 @@ class Watchdog(trio.abc.Instrument):
                 self._limit = None
 
     def renew(self, seconds: float) -> None:
-        """Let the seconds of ``limit`` begin again."""
+        """Restart the time of ``limit``, with this many seconds."""
         assert self._limit is not None
         scope, _ = self._limit
         scope.deadline = trio.current_time() + seconds
@@ -126,9 +127,9 @@ class Watchdog(trio.abc.Instrument):
 def _raise_in_thread(thread: int, exception: type[BaseException]) -> None:
     """Raise an exception in another thread, as soon as it runs Python code (CPython only).
 
-    The handler may catch the exception. It may also be raised in a destructor or in the callback of
-    a weak reference. Python then reports it as ignored, and the handler goes on. So the watchdog
-    raises it again the next time it looks.
+    The handler may catch the exception. The exception may also be raised in a destructor or in the
+    callback of a weak reference. Python then reports it as ignored, and the handler continues. So
+    the watchdog raises the exception again at its next check.
     """
     set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
     set_async_exc(ctypes.c_ulong(thread), ctypes.py_object(exception))

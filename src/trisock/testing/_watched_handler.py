@@ -1,4 +1,4 @@
-"""Run a handler, notice when it ends, and give it up if it does not."""
+"""Run a handler, notice when it ends, and abandon it if it does not end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .. import Handler, Socket
 from .._guard import leaves
 from ._watchdog import NoCheckpoint, Watchdog
 
-# In bytes. When it is full of short answers, Linux waits 40 ms for a delayed acknowledgement. With
-# 16 KiB this happened 20 times until a client that does not read had stopped the handler.
+# In bytes. When the buffer is full of short answers, Linux waits 40 ms for a delayed
+# acknowledgement. With 16 KiB, it waited 20 times before a client that does not read had blocked
+# the handler.
 _SMALL_BUFFER = 65536
 
 
@@ -24,10 +25,10 @@ class WatchedHandler:
 
     Attributes:
       narrow: whether to give new connections a small send buffer.
-      started: how many connections the handler has got.
+      started: how many calls of the handler have started, one for each connection.
       running: how many calls of the handler are running.
       is_stuck: whether a call was ended because it ran too long without a checkpoint.
-      is_abandoned: whether calls were given up because they did not end when cancelled.
+      is_abandoned: whether calls were abandoned because they did not end when cancelled.
     """
 
     def __init__(self, handler: Handler, watchdog: Watchdog) -> None:
@@ -68,16 +69,16 @@ class WatchedHandler:
             await self._changed.wait()
 
     def abandon(self) -> None:
-        """Give up all running calls.
+        """Abandon all running calls.
 
-        A call ends when it next wakes up. If it waits for its own socket, it does so because the
-        client has left.
+        A call ends when it next wakes up. A call that waits for its own socket wakes up, because
+        the client has closed the connection.
         """
         self.is_abandoned = True
 
 
 class _Call:
-    """One call of the handler. It passes on each step, until the handler is abandoned."""
+    """One call of the handler. The call runs step by step, until the handler is abandoned."""
 
     def __init__(self, call: Awaitable[object], watched: WatchedHandler) -> None:
         self._call = call
@@ -102,15 +103,15 @@ class _Call:
 
 
 def _close(steps: Generator[Any, Any, object]) -> None:
-    """End a call by an exception. If it goes on, never run it again."""
+    """End a call with an exception. If the call continues anyway, never run it again."""
     for _ in range(3):
         try:
             steps.close()
-        except RuntimeError:  # it goes on
+        except RuntimeError:  # the call has ignored the GeneratorExit
             continue
-        except BaseException:  # noqa: S110 (it has ended)
+        except BaseException:  # noqa: S110 (the call has ended)
             pass
         return
-    # Python would close it again when it destroys it, at the latest at the end of the program. A
-    # handler that catches everything in a loop could then loop forever. So nobody may destroy it.
+    # Python closes a coroutine again before destroying it, at the latest at exit. A handler that
+    # catches everything in a loop could then loop forever. So keep this coroutine alive forever.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(steps))

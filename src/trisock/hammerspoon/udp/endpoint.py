@@ -20,11 +20,12 @@ from .lookup import known_hosts, look_up
 from .receiving import Receiving
 from .settings import Settings, choose_host, version_of
 
-# The maximum cost in bytes of the sends that an object has queued. They wait for a lookup, for room
-# in the kernel's buffer, or for callbacks. Further sends are dropped, as a full network would do.
+# The maximum cost in bytes of the sends that an object has queued. Sends wait for a lookup, for
+# room in the kernel's buffer, or for callbacks. Further sends are dropped, as in a full network.
 MAX_UNSENT = 16 * 1024 * 1024
 
-# The errnos of an ICMP error of an earlier datagram. A call that raises it has sent nothing.
+# The errnos that report an ICMP error about an earlier datagram. A send that raises such an error
+# has sent nothing.
 _ICMP_ERRNOS = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET}
 
 # These exceptions are logged as one line. All others are logged with a traceback.
@@ -33,7 +34,7 @@ _EXPECTED = (OSError, ValueError)
 
 @dataclass(eq=False, slots=True)
 class Send:
-    """One datagram to send. Without a host, it goes to the one peer.
+    """One datagram to send. Without a host, it goes to the peer of ``connect``.
 
     ``timeout`` is in seconds; ``math.inf`` means no timeout.
     """
@@ -66,19 +67,19 @@ class Connect:
 
 
 class Endpoint:
-    """An open socket: it sends what is queued, in order, and receives.
+    """An open socket. It receives datagrams, and sends the queued ones in order.
 
     Args:
       owner: the object, for the log.
       settings: the object's settings.
       callbacks: the object's queued callbacks.
       sock: the socket, or ``None`` if ``connect`` is called next.
-      is_server: whether the socket is bound by ``listen``.
+      is_server: whether ``listen`` has bound the socket.
 
     Attributes:
       sock: the socket, or ``None`` before the first connect has succeeded.
-      has_peer: whether ``connect`` was called. Sends take no host from then on.
-      is_over: whether it is closed. It cannot be used again.
+      has_peer: whether ``connect`` was called. From then on, sends take no host.
+      is_over: whether the endpoint is closed. A closed endpoint cannot be used again.
 
     Invariant: ``_unsent`` is the cost of the queued operations and the current one. No connect is
     queued or running unless ``has_peer`` is set.
@@ -114,7 +115,7 @@ class Endpoint:
             return set()
         if version_of(self.sock.getlocal().host) == 4:
             return {4}
-        # A socket on all IPv6 addresses has IPv4 too, unless the program has disabled it.
+        # A socket on all IPv6 addresses also has IPv4, unless the program has disabled IPv4.
         return {6} if self.sock.getpeer() is not None else set(self._settings.enabled)
 
     # ---- synchronous calls ----
@@ -122,7 +123,7 @@ class Endpoint:
     def send(self, send: Send) -> None:
         """Queue a datagram, or drop it if too much is queued."""
         if self._unsent and self._unsent + send.cost > MAX_UNSENT:
-            if not self._is_full:  # one line for each time that the queue is full
+            if not self._is_full:  # log once each time the queue becomes full
                 self._is_full = True
                 self._report(OSError(f"datagrams are dropped: {self._unsent} bytes are queued"))
             return
@@ -130,7 +131,7 @@ class Endpoint:
         self._queue(send)
 
     def connect(self, host: str, port: int, fn: Callable[..., object] | None) -> None:
-        """Connect at once if nothing is queued and the host needs no lookup. Else queue it."""
+        """Connect now if nothing is queued and the host needs no lookup, else queue the connect."""
         self.has_peer = True
         connect, hosts = Connect(host, port, fn), known_hosts(host)
         if hosts is None or self._unsent:
@@ -139,7 +140,7 @@ class Endpoint:
             self._try_connect(connect, hosts)
 
     def close(self) -> None:
-        """Close the socket, drop what is queued, and end ``run``."""
+        """Close the socket, drop the queued operations, and end ``run``."""
         if not self.is_over:
             log(logger, logging.DEBUG, "%r: closed", self._owner)
         self.is_over = True
@@ -195,7 +196,7 @@ class Endpoint:
         except Exception as exc:
             self._connect_failed(exc)
             return
-        if self.sock is not None:  # the earlier sends have opened it
+        if self.sock is not None:  # an earlier send has opened the socket
             self.sock.abort()
         self.sock = sock
         self.receiving.replace_socket(sock)
@@ -206,7 +207,7 @@ class Endpoint:
     def _connect_failed(self, exc: Exception) -> None:
         self._report(exc)
         self.has_peer = False
-        # The sends behind the connect have no host.
+        # Drop the sends behind the connect, which have no host.
         self._unsent -= sum(operation.cost for operation in self._operations)
         self._operations.clear()
         if self.sock is None:
@@ -220,7 +221,7 @@ class Endpoint:
                 await self._send(send)
         except Exception as exc:
             self._report(exc)
-            await trio.lowlevel.checkpoint()  # many sends in a row may fail
+            await trio.lowlevel.checkpoint()  # let other tasks run: many sends may fail
         else:
             log(logger, logging.DEBUG, "%r: data written", self._owner)
             if send.fn is not None:
@@ -245,7 +246,8 @@ class Endpoint:
     def _report(self, exc: Exception) -> None:
         """Log an error of the socket."""
         if issubclass(type(exc), _EXPECTED):
-            # At WARNING, the default, anyone could fill the log with what a server cannot answer.
+            # At WARNING, the default level, anyone could flood a server's log with datagrams that
+            # the server cannot answer.
             level = logging.INFO if self.is_server else logging.WARNING
             log(logger, level, "%r: %s", self._owner, text(exc))
         else:
@@ -254,9 +256,10 @@ class Endpoint:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise ``TimeoutError`` if a send has to wait longer than this."""
+    """Raise ``TimeoutError`` if a send in the block has to wait longer than ``seconds``."""
     with trio.CancelScope() as scope:
-        # Not CancelScope(deadline=): a timeout of 0 seconds would cancel a send that need not wait.
+        # Do not pass the deadline to CancelScope: a timeout of 0 seconds would then cancel even a
+        # send that need not wait.
         scope.deadline = trio.current_time() + seconds
         yield
     if scope.cancelled_caught:

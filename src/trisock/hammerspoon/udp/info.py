@@ -89,7 +89,7 @@ def _local(endpoint: Endpoint | None, version: int) -> trisock.Address:
     if endpoint is None or endpoint.sock is None or version not in endpoint.versions:
         return _NOWHERE
     local = endpoint.sock.getlocal()
-    if local.host == "::" and version == 4:  # one socket for both
+    if local.host == "::" and version == 4:  # one socket for IPv4 and IPv6
         return trisock.Address("0.0.0.0", local.port)  # noqa: S104
     return local
 

@@ -13,8 +13,8 @@ from ..._address import address_from_sockaddr, format_host_port, to_ascii_host, 
 def known_hosts(host: str) -> list[str] | None:
     """Return the addresses of a host that needs no lookup: an address or ``localhost``.
 
-    Returns ``None`` for other hosts. As in hs.socket.udp, ``localhost`` is IPv4 first. That the
-    name needs no lookup is RFC 6761, section 6.3.
+    Returns ``None`` for other hosts. As in hs.socket.udp, the IPv4 address of ``localhost`` comes
+    first. Source: RFC 6761, section 6.3 (``localhost`` needs no lookup).
     """
     if host.lower() == "localhost":
         return ["127.0.0.1", "::1"]

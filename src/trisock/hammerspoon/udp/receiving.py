@@ -29,9 +29,9 @@ class Mode(enum.Enum):
 class Receiving:
     """Receives datagrams, one at a time, and calls the read callback with each.
 
-    The next datagram is received when the callback of the last one has ended. All others wait in
-    the kernel's buffer, which is bounded. So a change of the mode or the callback also applies to
-    datagrams that have already arrived.
+    The next datagram is received when the callback of the previous one has ended. Further datagrams
+    stay in the kernel's buffer, which is bounded. So a change of the mode or the callback also
+    applies to datagrams that have already arrived.
 
     Args:
       owner: the object, for the log.
@@ -69,20 +69,20 @@ class Receiving:
         self.restart()
 
     def restart(self) -> None:
-        """Look again at the mode, the settings and the socket, because one of them has changed."""
+        """Check the mode, the settings and the socket again, because one of them has changed."""
         self._wait.cancel()
         self._changed.unpark_all()
 
     def replace_socket(self, sock: trisock.UDPSocket) -> None:
         """Receive from another socket. Drop a datagram whose callback has not begun."""
         self._sock = sock
-        self._received = None  # it may be from someone other than the new socket's peer
+        self._received = None  # the sender may not be the new socket's peer
         self.restart()
 
     # ---- in the background ----
 
     async def run(self) -> None:
-        """Receive, forever."""
+        """Receive until cancelled."""
         while True:
             if self._sock is None or not self._is_wanted():
                 await self._changed.park()
@@ -99,11 +99,11 @@ class Receiving:
         sizes = self._settings.buffer_size
         with trio.CancelScope() as self._wait:
             try:
-                # Which version the next datagram has is not known, so shorten it afterwards.
+                # The next datagram's IP version is not known yet, so truncate the data afterwards.
                 datagram = await sock.recv(max(1, *sizes.values()))
             except (OSError, trio.ClosedResourceError) as exc:
-                # An ICMP error of an earlier send: the socket stays usable. Or ``connect`` has
-                # replaced the socket.
+                # Either this is an ICMP error about an earlier send, and the socket stays usable.
+                # Or ``connect`` has replaced the socket.
                 if isinstance(exc, OSError):
                     self._report(exc)
                 await trio.lowlevel.checkpoint()
@@ -114,7 +114,7 @@ class Receiving:
                     self._received = datagram.data[:size], pack_sockaddr(datagram.address)
 
     async def _call_back(self) -> None:
-        """Call the read callback, behind the queued callbacks, and wait until it has ended."""
+        """Queue the read callback behind the other callbacks, and wait until it has ended."""
         ended = trio.Event()
 
         async def call() -> None:

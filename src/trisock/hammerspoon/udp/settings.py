@@ -1,4 +1,4 @@
-"""The settings of an hs.socket.udp object, and the choice of an address by them. No I/O."""
+"""The settings of an hs.socket.udp object, and how they choose a host's address. No I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..._address import format_host_port
 
-# hs.socket.udp's limits for setBufferSize, by IP version, and the limit of a new object.
+# The limits of hs.socket.udp's setBufferSize, by IP version, and the buffer size of a new object.
 MAX_BUFFER_SIZE = {4: 65535, 6: 4294967295}
 _DEFAULT_BUFFER_SIZE = 9216
 
@@ -17,15 +17,15 @@ VERSIONS = (4, 6)
 
 @dataclass
 class Settings:
-    """The settings of an object. They stay when the object is closed.
+    """The settings of an object. They are kept when the object is closed.
 
     Attributes:
       timeout: seconds that a send may take. Negative means no limit.
       callback: the read callback.
-      broadcast: whether it may send to broadcast addresses.
-      reuse_port: whether it shares its port with other sockets.
-      enabled: the IP versions that it uses.
-      preferred: the IP version to choose if a host has both; ``None`` means the first one.
+      broadcast: whether the object may send to broadcast addresses.
+      reuse_port: whether the object shares its port with other sockets.
+      enabled: the IP versions that the object uses.
+      preferred: the IP version to choose if a host has both; ``None`` keeps the lookup's order.
       buffer_size: the maximum size of a received datagram, in bytes, for each IP version.
     """
 
@@ -40,7 +40,7 @@ class Settings:
     )
 
     def set_buffer_size(self, size: int, version: object) -> None:
-        """Set the buffer size of one IP version, or of both. Other values mean the maximum."""
+        """Set the buffer size of one IP version or of both. An invalid size means the maximum."""
         for each in [version] if version in VERSIONS else VERSIONS:
             limit = MAX_BUFFER_SIZE[each]
             self.buffer_size[each] = size if 0 <= size <= limit else limit
@@ -68,7 +68,7 @@ def choose_host(
     preferred: int | None,
     target: tuple[str, int],
 ) -> str:
-    """Return the address to use, of all the addresses of a host.
+    """Choose which of a host's addresses to use.
 
     Args:
       hosts: the addresses, in the order of the lookup.

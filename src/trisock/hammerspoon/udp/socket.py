@@ -40,7 +40,7 @@ class UDPSockets(NotCopyable):
         return UDPSocket(self._nursery, self.timeout, fn)
 
     def server(self, port: int, fn: Callback | None = None) -> UDPSocket:
-        """Create an object and make it listen. It receives nothing before ``receive``.
+        """Create an object and make it listen. It receives nothing until ``receive`` is called.
 
         Returns the object even if it cannot listen. Source: ``hs.socket.udp.server``.
         """
@@ -57,14 +57,14 @@ class UDPSockets(NotCopyable):
 class UDPSocket(NotCopyable):
     """Hammerspoon's ``hs.socket.udp object``: closed, open, listening or connected.
 
-    Made by ``UDPSockets.new`` and ``UDPSockets.server``. Its methods are synchronous and do not
+    ``UDPSockets.new`` and ``UDPSockets.server`` make it. Its methods are synchronous and do not
     wait.
     """
 
     def __init__(self, nursery: trio.Nursery, timeout: float, fn: Callback | None) -> None:
         self._nursery = nursery
         self._settings = Settings(check_timeout(timeout), check_callback(fn))
-        self._latest: Endpoint | None = None  # may be over
+        self._latest: Endpoint | None = None  # may be closed already
         self._callbacks = CallbackQueue(self, nursery, logger)
 
     def __repr__(self) -> str:
@@ -77,7 +77,7 @@ class UDPSocket(NotCopyable):
     # ---- connecting, listening, closing ----
 
     def connect(self, host: str, port: int, fn: Callback | None = None) -> UDPSocket | None:
-        """Set the peer. From then on, datagrams are sent to it, and received only from it.
+        """Set the peer. From then on, datagrams are sent to and received from this peer only.
 
         ICMP errors of the peer are logged, and the object stays connected. If datagrams were sent
         before, the object gets a new local port.
@@ -88,9 +88,9 @@ class UDPSocket(NotCopyable):
           fn: called once, without arguments, when connected.
 
         Returns: self, or ``None`` (logged) if the object is already connected or listening, or if
-        IPv4 and IPv6 are both disabled. For an address or ``localhost``, it is connected
-        immediately, unless earlier sends are still queued. A connect that fails is logged, and the
-        object is as it was before.
+        IPv4 and IPv6 are both disabled. The connect to an address or to ``localhost`` completes
+        immediately, unless earlier sends are still queued. If the connect fails, this is logged,
+        and the object is in the same state as before.
         Source: ``hs.socket.udp:connect``.
         """
         check_callback(fn)
@@ -101,7 +101,7 @@ class UDPSocket(NotCopyable):
             return None
         endpoint = self._endpoint
         if endpoint is not None and (endpoint.has_peer or endpoint.is_server):
-            self._fail("cannot connect: it is already connected or listening (first close)")
+            self._fail("cannot connect: it is already connected or listening (close first)")
             return None
         if not self._settings.enabled:
             self._fail("cannot connect: IPv4 and IPv6 are both disabled")
@@ -112,7 +112,7 @@ class UDPSocket(NotCopyable):
         return self
 
     def listen(self, port: int) -> UDPSocket | None:
-        """Bind to a port, on all addresses of the enabled IP versions. 0 means any free port.
+        """Bind to a port on all addresses of the enabled IP versions. 0 means any free port.
 
         Returns: self. If the port is taken, or the object is not closed, this is logged and
         ``None`` is returned.
@@ -168,7 +168,7 @@ class UDPSocket(NotCopyable):
     def _is_open(self, action: str) -> bool:
         if self._endpoint is None:
             return False
-        self._fail(f"cannot {action}: it is not closed (first close)")
+        self._fail(f"cannot {action}: it is not closed (close first)")
         return True
 
     def _fail(self, error: str) -> None:
@@ -185,16 +185,17 @@ class UDPSocket(NotCopyable):
         Returns: self. If there is no callback, or the object is closed, this is logged and ``None``
         is returned.
 
-        The next datagram is received when the callback of the last one has ended. The others wait
-        in the kernel's buffer. If it is full, the kernel drops datagrams.
+        The next datagram is received when the callback of the previous one has ended. Further
+        datagrams stay in the kernel's buffer. When this buffer is full, the kernel drops datagrams.
         Source: ``hs.socket.udp:receive``.
         """
         return self._receive(Mode.CONTINUOUS, fn)
 
     def receiveOne(self, fn: Callback | None = None) -> UDPSocket | None:  # noqa: N802
-        """Call the read callback for one datagram. Replaces ``receive``, and is replaced by it.
+        """Call the read callback for one datagram.
 
-        The arguments and the result are those of ``receive``. Source: ``hs.socket.udp:receiveOne``.
+        The latest call of ``receive`` or ``receiveOne`` counts. The arguments and the result are
+        those of ``receive``. Source: ``hs.socket.udp:receiveOne``.
         """
         return self._receive(Mode.ONE, fn)
 
@@ -202,9 +203,9 @@ class UDPSocket(NotCopyable):
     readOne = receiveOne  # noqa: N815
 
     def pause(self) -> UDPSocket:
-        """Suspend reading. ``receive`` or ``receiveOne`` resumes it.
+        """Suspend reading. ``receive`` or ``receiveOne`` resumes reading.
 
-        Datagrams that arrive meanwhile wait in the kernel's buffer.
+        Datagrams that arrive meanwhile stay in the kernel's buffer.
         Source: ``hs.socket.udp:pause``.
         """
         if self._endpoint is not None:
@@ -214,7 +215,7 @@ class UDPSocket(NotCopyable):
     def setCallback(self, fn: Callback | None = None) -> UDPSocket:  # noqa: N802
         """Set (or, with ``None``, clear) the read callback: ``fn(data, sockaddr)``.
 
-        ``parseAddress(sockaddr)`` is the sender. Reading is suspended while there is no callback.
+        ``parseAddress(sockaddr)`` returns the sender. Without a callback, reading is suspended.
         Source: ``hs.socket.udp:setCallback``.
         """
         self._settings.callback = check_callback(fn)
@@ -222,7 +223,7 @@ class UDPSocket(NotCopyable):
         return self
 
     def setBufferSize(self, size: int, version: int | None = None) -> UDPSocket:  # noqa: N802
-        """Set how many bytes of a datagram are received. The rest is dropped.
+        """Set how many bytes of each datagram are received. Further bytes are dropped.
 
         Args:
           size: a number of bytes. 0 drops datagrams as a whole. The maximum is 65535 for IPv4 and
@@ -244,7 +245,7 @@ class UDPSocket(NotCopyable):
             self._fail("cannot receive: there is no callback")
             return None
         if self._endpoint is None:
-            self._fail("cannot receive: it is closed (first listen, connect or send)")
+            self._fail("cannot receive: it is closed (listen, connect or send first)")
             return None
         self._endpoint.receiving.set_mode(mode)
         return self
@@ -277,21 +278,21 @@ class UDPSocket(NotCopyable):
     def send(self, message: str | bytes, host: str, port: int, tag: Callback) -> UDPSocket: ...
 
     def send(self, message: str | bytes, *arguments: object, **named: object) -> UDPSocket:
-        """Queue a datagram: ``send(message[, host, port][, tag][, fn])``. Sends go out in order.
+        """Queue a datagram: ``send(message[, host, port][, tag][, fn])``. Sends keep their order.
 
         Args:
           message: the data.
           host: a host name or an address. A connected object takes no host and port.
           port: 1 to 65535.
           tag: passed to ``fn``; ``None`` becomes -1.
-          fn: called once as ``fn(tag)`` when the datagram was sent. If it could not be sent, this
-            is logged, and ``fn`` is not called.
+          fn: called once as ``fn(tag)`` when the datagram was sent. If the send fails, this is
+            logged, and ``fn`` is not called.
 
         A closed object is opened, with a free port. If more than 16 MiB are queued, the datagram is
-        dropped, which is logged.
+        dropped, and this is logged.
 
-        Returns: self. Raises ``TypeError`` if the arguments are not those of the object's state.
-        Source: ``hs.socket.udp:send``.
+        Returns: self. Raises ``TypeError`` if an argument is invalid, if the host or the port is
+        missing, or if a connected object gets a host or a port. Source: ``hs.socket.udp:send``.
         """
         endpoint = self._endpoint
         has_peer = endpoint is not None and endpoint.has_peer
@@ -310,7 +311,7 @@ class UDPSocket(NotCopyable):
     write = send
 
     def broadcast(self, flag: bool = True) -> UDPSocket | None:
-        """Allow sending to broadcast addresses, or forbid it, as it is at first.
+        """Allow or forbid sending to broadcast addresses. By default, it is forbidden.
 
         Returns: self, or ``None`` (logged) if the system refuses. Source:
         ``hs.socket.udp:broadcast``.
@@ -331,9 +332,10 @@ class UDPSocket(NotCopyable):
     def setTimeout(self, timeout: float) -> UDPSocket:  # noqa: N802
         """Set the timeout (seconds) of sends queued from now on. Negative means no limit.
 
-        It limits how long a send waits for a lookup or for room in the kernel's buffer, once it has
-        reached the front of the queue. 0 means that it does not wait. If it is exceeded, the
-        datagram is dropped, which is logged. Source: ``hs.socket.udp:setTimeout``.
+        The timeout limits how long a send waits for a lookup, or for room in the kernel's buffer.
+        The timeout starts when the send reaches the front of the queue. With 0, a send does not
+        wait. When the timeout expires, the datagram is dropped, and this is logged.
+        Source: ``hs.socket.udp:setTimeout``.
         """
         self._settings.timeout = check_timeout(timeout)
         return self
@@ -348,7 +350,8 @@ class UDPSocket(NotCopyable):
     def reusePort(self, flag: bool = True) -> UDPSocket | None:  # noqa: N802
         """Share the port of ``listen`` with other objects and programs of this user, or do not.
 
-        All of them must do so. Each gets the broadcasts; any other datagram comes to one of them.
+        All these objects and programs must share the port. A broadcast reaches all of them. Any
+        other datagram reaches only one of them.
 
         Returns: self, or ``None`` (logged) if the object is not closed.
         Source: ``hs.socket.udp:reusePort``.
@@ -377,7 +380,7 @@ class UDPSocket(NotCopyable):
         return self
 
     def preferIPv(self, version: int | None = None) -> UDPSocket:  # noqa: N802
-        """Set the IP version to use for a host that has both: 4 or 6. Anything else means neutral.
+        """Prefer an IP version, 4 or 6, for hosts that have both. Anything else means neutral.
 
         Neutral, which is the default, uses the first address of the lookup.
         Source: ``hs.socket.udp:preferIPv``.
@@ -387,14 +390,14 @@ class UDPSocket(NotCopyable):
         return self
 
     def connected(self) -> bool:
-        """Return whether ``connect`` has succeeded, and the object was not closed since.
+        """Return whether ``connect`` has succeeded, and the object has not been closed since.
 
         Source: ``hs.socket.udp:connected``.
         """
         return peer_of(self._endpoint) is not None
 
     def closed(self) -> bool:
-        """Return whether the object is closed: until it sends, connects or listens.
+        """Return whether the object is closed. A send, ``connect`` or ``listen`` opens the object.
 
         Source: ``hs.socket.udp:closed``.
         """

@@ -1,8 +1,8 @@
-"""The only parser of PEM (RFC 7468), for chains, keys and authorities.
+"""Parse PEM (RFC 7468): chains, keys and authorities. No other module parses PEM.
 
 OpenSSL, ``cryptography`` and ``ssl`` each parse PEM in their own way, and accept different input.
-So this module parses the input once, and the three get the result: DER, or PEM that this module has
-written.
+So this module parses the input once, and the three libraries get only its result: DER, or PEM that
+this module has written.
 
 - A block begins on a line of its own, or right after the end of another block. Spaces, a byte order
   mark and other bytes that are not visible ASCII may precede it on its line. A block that is
@@ -74,7 +74,7 @@ def certificates(data: bytes) -> list[bytes]:
     for block in blocks(data):
         if block.label in _CERTIFICATES:
             der = _decode(block.body)
-            if block.label == "TRUSTED CERTIFICATE":  # OpenSSL's trust settings follow
+            if block.label == "TRUSTED CERTIFICATE":  # OpenSSL's trust settings follow it
                 der = der[: _der_size(der)]
             found[der] = None
     if not found:

@@ -31,7 +31,8 @@ _RESOURCES = {
 }
 _RETRY_SECONDS = 0.1
 
-# Clients can cause these errors. So log one line when they begin, and then one line per minute.
+# Clients can cause these errors. So log one line when the errors begin, and then one line per
+# minute.
 _REPORT_SECONDS = 60
 
 _logger = logging.getLogger("trisock.server")
@@ -94,7 +95,7 @@ class Acceptor:
                 except OSError as exc:
                     await self._wait_for_resources(exc)
 
-        with contextlib.suppress(trio.ClosedResourceError):  # a stop without grace closed them
+        with contextlib.suppress(trio.ClosedResourceError):  # stop(grace=0) closed the sockets
             self._listening.check_open()
             await drain(listening, accept_one)
             # Close this socket before the other sockets are drained: without the filter, new
@@ -106,7 +107,7 @@ class Acceptor:
 
         Unlike ``trio.serve_listeners``, this accepts many pending connections in one pass, which
         makes a short connection a third cheaper (row connections). If no connection is pending,
-        poll(2) says so at a fifth of the cost of an accept(2) that fails (row connections1).
+        poll(2) detects this at a fifth of the cost of a failed accept(2) (row connections1).
         """
         if self._closing.is_set():  # Server.stop was called before this task ran
             return

@@ -20,8 +20,8 @@ _UNNAMED = "unknown"
 _MAX_DIGITS = 20  # as in the largest 64-bit number
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
-# The names of the passed descriptors that were not taken yet, by number. The names of the
-# descriptors that were taken. The ID of the process that the descriptors were passed to.
+# _passed: the name of each passed descriptor that was not taken yet, by the descriptor's number.
+# _taken: the names of the descriptors that were taken. _pid: the ID of the process that got them.
 _passed: dict[int, str] = {}
 _taken: set[str] = set()
 _pid = 0
@@ -64,7 +64,7 @@ def _read_environment() -> None:
     global _passed, _taken, _pid
     if "LISTEN_FDS" in os.environ:
         _passed, _taken, _pid = _from_environment(), set(), os.getpid()
-    elif _pid != os.getpid():  # they belong to the parent process
+    elif _pid != os.getpid():  # after a fork, they belong to the parent process
         _passed, _taken = {}, set()
 
 

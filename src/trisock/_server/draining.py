@@ -64,7 +64,7 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
             return
         overdue = trio.current_time() >= give_up_at
         if is_pending(0):
-            if overdue and not filtered:  # new clients still come in: accept only those here now
+            if overdue and not filtered:  # clients still come in: accept those who wait now
                 for _ in range(_backlog(listening)):
                     await accept_one()
                 return
@@ -79,7 +79,7 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
 
 
 def _close_door(listening: socket.socket, *, is_unix: bool) -> bool:
-    """Block new clients. Return whether no new client can get in.
+    """Block new clients. Return True if it is certain that no new client gets in.
 
     On a Unix socket, new clients get ECONNREFUSED. On a TCP socket, the SYN of a new client is
     dropped: by a filter if the system allows one, and otherwise because the backlog is full.

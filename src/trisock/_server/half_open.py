@@ -1,4 +1,4 @@
-"""Find half-open clients: the TCP handshake with such a client is not finished.
+"""Find half-open clients, whose TCP handshake is not finished.
 
 Half-open clients are not in the backlog yet, so ``accept`` does not return them. To find them, we
 query the kernel over netlink (sock_diag(7)). On a host with many connections, this is far faster
@@ -26,8 +26,8 @@ _NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence number, por
 _INET_DIAG_REQ = struct.Struct("=BBBxI")  # family, protocol, extensions, states
 _INET_DIAG_SOCKID = struct.Struct("!HH44x")  # source port, destination port, the other fields are 0
 
-# How many bytes of the answer we read. Its first message is enough: this message is a matching
-# socket, or it says that there is none.
+# We read this many bytes of the answer. Its first message is enough: this message describes a
+# matching socket, or says that there is none.
 _ANSWER_SIZE = 16384
 
 

@@ -1,4 +1,4 @@
-"""Handle what a handler raised: log each ``Exception``, and raise all others."""
+"""Handle what a handler raised: log each ``Exception``, and raise all other exceptions."""
 
 from __future__ import annotations
 

@@ -147,8 +147,8 @@ async def listen_unix(
     r"""Listen on a Unix socket.
 
     Closing the listener removes the path, unless another socket has replaced ours. Only the
-    process that bound the path removes it; a forked child does not. A path that a dead program left
-    behind is replaced. A path on which another program listens is not replaced.
+    process that bound the path removes it; a forked child does not. If a dead program has left the
+    path behind, the path is replaced. If another program listens on the path, it is not replaced.
 
     Args:
       path: the path; on Linux also an abstract name (``"\0name"``), which has no file.

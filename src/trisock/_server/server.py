@@ -257,8 +257,8 @@ class Server(NotCopyable):
         listening sockets and leaves the parent's server alone.
 
         On Linux, a filter drops the first packet (SYN) of each new client. The client tries again a
-        second later, here or elsewhere. If the system does not allow the filter, new clients wait
-        in a full backlog. New clients of a Unix socket get ECONNREFUSED.
+        second later, perhaps at another server. If the system does not allow the filter, new
+        clients wait in a full backlog. New clients of a Unix socket get ECONNREFUSED.
 
         Args:
           grace: the seconds for which handlers may continue. ``None`` means as long as they need; a
@@ -320,8 +320,7 @@ class Server(NotCopyable):
             for the broadcast's own send. With ``math.inf``, a client that does not read blocks the
             call. A handler's ``send_file`` that waits for data from a pipe also blocks it.
 
-        Returns: the number of connections to which all of the data was sent (to the kernel's
-        buffers).
+        Returns: the number of connections whose kernel buffer has accepted all of the data.
 
         Raises TypeError if ``to`` contains anything other than Sockets. Then nothing is sent.
 

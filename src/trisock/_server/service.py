@@ -73,7 +73,7 @@ def run(
     on_reload: OnReload | None = None,
     **options: Unpack[BindOptions],
 ) -> None:
-    """Run a program that is one server, until it is stopped. Call this outside Trio.
+    """Run a program that consists of one server, until the server stops. Call this outside Trio.
 
     - SIGTERM or SIGINT (Ctrl-C) stops the server, as ``Server.stop(grace, delay=delay)`` does. A
       second signal stops it immediately. A handler may also stop the server. When the last
@@ -270,8 +270,8 @@ class Service(NotCopyable):
     """The servers of a program, and the tasks beside them. Made by ``open_service``.
 
     Attributes:
-      nursery: runs the servers. The program may start other tasks in it, which are cancelled once
-        all servers have closed.
+      nursery: runs the servers. The program may start other tasks in this nursery. These tasks are
+        cancelled once all servers have closed.
     """
 
     # Invariant: _servers contains each server that was bound and has not closed yet. A UDP socket

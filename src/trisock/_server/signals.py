@@ -26,9 +26,10 @@ _MAX_WAITING: Final = 2
 class SignalReceiver:
     """Handles SIGTERM, SIGINT and SIGHUP in a ``with`` block, then restores their handlers.
 
-    The block may begin before Trio runs. A signal that arrives before a task waits for it is
-    queued. (``trio.open_signal_receiver`` works only inside Trio. At its end, it raises unreceived
-    signals again, so a Ctrl-C at the last moment would end the program with a traceback.)
+    The block may begin before Trio runs. If a signal arrives before a task waits for it, the signal
+    is queued. (``trio.open_signal_receiver`` works only inside Trio. At its end, it raises
+    unreceived signals again, so a Ctrl-C at the last moment would end the program with a
+    traceback.)
 
     Python allows signal handlers only in the main thread. In another thread, the block does
     nothing.

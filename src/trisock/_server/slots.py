@@ -78,8 +78,8 @@ class Slots:
     def while_closing(self) -> Iterator[None]:
         """Release the slot of a connection that this block closes.
 
-        If a closing slot is free, the slot is released at the start. Otherwise it is released when
-        another connection leaves a closing slot, or at the end of the block.
+        If a closing slot is free, the connection's slot is released at the start. Otherwise it is
+        released when another connection leaves a closing slot, or at the end of the block.
         """
         closing = self._closing
         close = object()

@@ -22,7 +22,7 @@ class ServerStats:
       handler_errors: connections whose handler raised an ``Exception`` that the peer did not cause.
         Each exception is logged with its traceback.
       peer_errors: connections whose handler ended with an error that the peer can cause: the peer
-        vanished, broke TLS, or sent a line that was too long.
+        vanished, violated the TLS protocol, or sent a line that was too long.
       aborted: connections that ``broadcast`` aborted because they were too slow.
       cancelled: handlers that were cancelled, for example because the grace of ``stop`` had ended.
     """

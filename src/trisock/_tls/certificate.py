@@ -48,10 +48,10 @@ class Certificate:
       OSError: no file can be created for OpenSSL, which reads certificates from files only.
 
     Anything outside the PEM blocks is ignored. Each certificate is sent once, in the order given.
-    ``Certificate`` objects are immutable, compare by value, and never show their key. Copying one
-    returns the same object, and pickling one raises ``TypeError``. A server selects a certificate
-    by its DNS names. If a certificate has no DNS names, the server uses its common name. (But many
-    clients, including ``ClientTLS``, refuse a certificate without DNS names: RFC 9525, section 2.)
+    ``Certificate`` objects are immutable, compare by value, and never show their key. A copy is the
+    same object, and pickling raises ``TypeError``. A server selects a certificate by its DNS names.
+    If a certificate has no DNS names, the server uses its common name. (But many clients, including
+    ``ClientTLS``, refuse a certificate without DNS names: RFC 9525, section 2.)
     """
 
     __slots__ = ("_chain", "_files", "_password", "_private_key", "key_kind", "names", "not_after")

@@ -36,7 +36,7 @@ ResultT = TypeVar("ResultT")
 
 
 class TLSState(enum.Enum):
-    """The state of a TLS connection. ``TRANSITIONS`` lists the states that may follow each."""
+    """The state of a TLS connection. ``TRANSITIONS`` lists the next states of each state."""
 
     HANDSHAKE = enum.auto()
     OPEN = enum.auto()
@@ -65,8 +65,8 @@ class TLSEngine:
     ``trio.SSLStream`` does the handshake and the shutdown. It expects an ``ssl.SSLContext`` and an
     ``ssl.SSLObject``, and uses five of their attributes: ``wrap_bio``, ``do_handshake``,
     ``unwrap``, ``server_side`` and ``version``. The engine has these five attributes, and takes the
-    place of both objects. Real objects would hide the memory BIOs from us, and with them the
-    session tickets and the alerts that OpenSSL writes.
+    place of both objects. With real objects, we could not access the memory BIOs, into which
+    OpenSSL writes session tickets and alerts.
 
     A server's ``SSLObject`` is created when the ClientHello is complete, because the ClientHello
     selects the context. (If the user passed a context, the ``SSLObject`` is created immediately,
@@ -74,7 +74,7 @@ class TLSEngine:
 
     Args:
       role: our TLS role, and the peer that we expect.
-      peer: returns the peer's address, for errors.
+      peer: returns the peer's address, for error messages.
       remember: called with each error before it is raised, so that the connection recognizes its
         own errors.
 

@@ -11,7 +11,7 @@ def clear_error_queue() -> None:
     """Clear OpenSSL's error queue, which all connections of a thread share.
 
     An OpenSSL call may leave an error in the queue even if the call succeeds. Python does not clear
-    the queue then (https://github.com/python/cpython/issues/81891). So it reports the next
+    the queue then (https://github.com/python/cpython/issues/81891). So Python reports the next
     WANT_READ as this error. OpenSSL clears the queue when a handshake starts, and when there is
     nothing to read. So we do a handshake that never has anything to read.
     """

@@ -5,11 +5,12 @@ So this module parses the input once, and the three libraries get only its resul
 this module has written.
 
 - A block begins on a line of its own, or right after the end of another block. Spaces, a byte order
-  mark and other bytes that are not visible ASCII may precede it on its line. A block that is
+  mark and other bytes that are not visible ASCII may precede the block on its line. A block that is
   commented out is ignored, because the user does not want to trust it.
 - Anything outside the blocks is ignored, whatever its encoding. A block whose type the caller did
   not ask for is also ignored.
-- A damaged block is an error if the caller asked for its type. It must not be dropped silently.
+- A damaged block is an error if the caller asked for its type. Such a block must not be dropped
+  silently.
 
 No error quotes the input, which may be a key.
 """

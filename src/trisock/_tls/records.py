@@ -1,4 +1,4 @@
-"""TLS records, without I/O: split the ciphertext for OpenSSL, and split or coalesce sent data."""
+"""TLS records, without I/O: split ciphertext for OpenSSL, and split or coalesce data to send."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class ClientTLS:
         subjectAltName. A common name does not count (RFC 9525, section 2). The default is the host
         given to ``connect``.
       ca: the certificates to trust, instead of the system's trust store: in PEM, or the
-        ``pathlib.Path`` of a file. Besides roots, they may be intermediates or the server's own
+        ``pathlib.Path`` of a file. They may be roots, intermediates or the server's own
         certificate, because verification stops at a trusted certificate.
       alpn_protocols: the protocols to offer, in order of preference (RFC 7301).
       certificate: the client certificate to send if the server requests one.
@@ -118,9 +118,9 @@ class ServerTLS:
       alpn_protocols: the supported protocols, in order of preference (RFC 7301).
       require_alpn: whether to reject a client that supports none of ``alpn_protocols``.
       client_ca: the certificates to trust when client certificates are verified: in PEM, or the
-        ``pathlib.Path`` of a file. Besides roots, they may be intermediates or clients' own
-        certificates, because verification stops at a trusted certificate. If ``client_ca`` is
-        given, the server requests a certificate from each client, and rejects an invalid one.
+        ``pathlib.Path`` of a file. They may be roots, intermediates or clients' own certificates,
+        because verification stops at a trusted certificate. If ``client_ca`` is given, the server
+        requests a certificate from each client, and rejects an invalid one.
       require_client_certificate: whether to also reject a client that sends no certificate.
 
     The other arguments apply to all certificates. A TLS 1.2 client without ticket support can

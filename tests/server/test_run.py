@@ -217,7 +217,7 @@ def test_bad_arguments_of_run_raise(
 
 
 def test_a_single_server_tls_is_no_list_to_reload(server_tls: trisock.ServerTLS) -> None:
-    with pytest.raises(TypeError, match="not one of them"):
+    with pytest.raises(TypeError, match="not a single one"):
         trisock.run(0, echo, reload=server_tls)  # type: ignore[arg-type]
 
 

@@ -293,7 +293,5 @@ async def test_handlers_that_the_grace_has_cut_off_are_counted(
             await server.wait_closed()
     assert server.stats() == trisock.ServerStats(accepted=3, cancelled=2)
     (record,) = log.records
-    where = (
-        f"the server on {server.addresses[0]} stopped, and cancelled the handlers that were left: 2"
-    )
+    where = f"the server on {server.addresses[0]} stopped; number of handlers that it cancelled: 2"
     assert (record.levelno, record.getMessage()) == (logging.INFO, where)

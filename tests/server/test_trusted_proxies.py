@@ -308,7 +308,7 @@ async def test_a_connection_from_elsewhere_is_reset(
     assert handler.socks == []
     (record,) = logged(log, logging.INFO)
     assert record.levelno == logging.INFO
-    assert record.getMessage().endswith(": it is not in trusted_proxies")
+    assert record.getMessage().endswith(": the peer is not in trusted_proxies")
 
 
 async def test_a_refused_connection_is_reset_for_a_forked_child_too() -> None:

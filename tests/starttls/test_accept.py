@@ -137,7 +137,7 @@ async def test_injected_bytes_end_the_connection_without_a_go_ahead(
         await a.send_eof()
         error = await fail(b, protocol, server_tls)
         received = await read_all(a)
-    assert "unencrypted bytes came behind the last message before TLS" in str(error)
+    assert "unencrypted bytes followed the last message before TLS" in str(error)
     assert received.endswith(answer)
     assert bool(received) == bool(answer)
 

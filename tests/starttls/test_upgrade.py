@@ -245,7 +245,7 @@ async def test_upgrade_needs_an_idle_connection_in_plain_text(
         ("telnet", b"\xff\xfc\x01" * 513, "more than 512 lines, tags or commands"),
         ("telnet", b"\xff\xfd\x01" + b"x" * 9000, "a line of more than 8192 bytes"),
         ("telnet", b"\xff\xfd\x01\xff\xfa" + b"x" * 9000, "a line of more than 8192 bytes"),
-        ("pop3", b"+OK\r\n+OK\r\nDELE 1\r\n", "unencrypted bytes came behind the last message"),
+        ("pop3", b"+OK\r\n+OK\r\nDELE 1\r\n", "unencrypted bytes followed the last message"),
         ("pop3", b"-ERR \x1b[31m\xff\r\n", r": '-ERR \x1b[31m\xff'"),
         ("pop3", b"-ERR " + b"x" * 1000 + b"\r\n", f": '-ERR {'x' * 195}'..."),
     ],

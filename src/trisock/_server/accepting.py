@@ -21,8 +21,8 @@ from .slots import Slots
 # After accepting this many connections from one listening socket, let other tasks run.
 _ACCEPTS_PER_PASS = 64
 
-# The errors of accept(2) when a resource has run out, with what to do, and the seconds to
-# wait before the next try. The errors and the seconds are the same as in Trio's serve_listeners.
+# The errors of accept(2) when a resource has run out, with advice for the user, and the seconds to
+# wait before the next attempt. The errors and the seconds are those of Trio's serve_listeners.
 _RESOURCES = {
     errno.EMFILE: "raise the process's limit of open files (ulimit -n), or lower max_connections",
     errno.ENFILE: "raise the system's limit of open files (fs.file-max)",
@@ -31,7 +31,8 @@ _RESOURCES = {
 }
 _RETRY_SECONDS = 0.1
 
-# Clients can cause these errors. So log one line when they begin, and then one line per minute.
+# Clients can cause these errors. So log one line when the errors begin, and then one line per
+# minute.
 _REPORT_SECONDS = 60
 
 _logger = logging.getLogger("trisock.server")
@@ -44,7 +45,7 @@ class Acceptor:
       listening: the listening sockets.
       slots: the limit on concurrent connections, or ``None``.
       closing: an event that is set before the server closes ``listening``.
-      start: called with each connection, which then belongs to the server, with its slot.
+      start: called with each connection. The server then owns the connection and its slot.
       background: runs the task that reports errors of accept(2).
 
     Invariant: ``_exhaustion`` is the errno of accept(2) while a task reports this error, and
@@ -74,9 +75,9 @@ class Acceptor:
                 nursery.start_soon(self._accept_from, sock)
 
     async def drain(self) -> None:
-        """Accept the clients that wait, and let no others in.
+        """Accept the clients in the backlog, and let no new clients in.
 
-        If another process may hold the listening sockets, it takes the clients that wait.
+        If another process may hold the listening sockets, the backlog is left to that process.
         """
         if self._listening.has_ahead():
             await self._accept_one(self._listening.sockets[0])
@@ -94,11 +95,11 @@ class Acceptor:
                 except OSError as exc:
                     await self._wait_for_resources(exc)
 
-        with contextlib.suppress(trio.ClosedResourceError):  # the sockets were closed at once
+        with contextlib.suppress(trio.ClosedResourceError):  # stop(grace=0) closed the sockets
             self._listening.check_open()
             await drain(listening, accept_one)
-            # Do not wait for the drains of the other sockets: without a filter, the door of this
-            # one stays closed only for a moment.
+            # Close this socket before the other sockets are drained: without the filter, new
+            # clients are blocked only for a moment.
             self._listening.close_one(listening)
 
     async def _accept_from(self, listening: socket.socket) -> None:
@@ -106,7 +107,7 @@ class Acceptor:
 
         Unlike ``trio.serve_listeners``, this accepts many pending connections in one pass, which
         makes a short connection a third cheaper (row connections). If no connection is pending,
-        poll(2) says so at a fifth of the cost of an accept(2) that fails (row connections1).
+        poll(2) detects this at a fifth of the cost of a failed accept(2) (row connections1).
         """
         if self._closing.is_set():  # Server.stop was called before this task ran
             return
@@ -147,7 +148,7 @@ class Acceptor:
         return True
 
     async def _wait_for_resources(self, exc: OSError) -> None:
-        """Wait before the next accept, because a resource has run out. Raise other errors."""
+        """Wait before the next accept if a resource has run out. Raise any other error."""
         if exc.errno not in _RESOURCES:
             raise exc
         self._exhausted_accepts += 1

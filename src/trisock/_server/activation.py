@@ -14,14 +14,14 @@ from .._arguments import quoted
 # The first descriptor that systemd passes (SD_LISTEN_FDS_START).
 _FIRST = 3
 
-# How systemd calls a descriptor without a name.
+# The name that sd_listen_fds(3) gives to a descriptor without a name.
 _UNNAMED = "unknown"
 
-_MAX_DIGITS = 20  # those of a 64-bit number
+_MAX_DIGITS = 20  # as in the largest 64-bit number
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
-# The passed descriptors that were not taken yet, with their names, the names of those that were
-# taken, and the process that has them.
+# _passed: the name of each passed descriptor that was not taken yet, by the descriptor's number.
+# _taken: the names of the descriptors that were taken. _pid: the ID of the process that got them.
 _passed: dict[int, str] = {}
 _taken: set[str] = set()
 _pid = 0
@@ -29,10 +29,11 @@ _pid = 0
 
 @contextlib.contextmanager
 def activated_sockets(name: str | None) -> Iterator[list[socket.socket]]:
-    """Yield the sockets of this name, or all that were not taken yet. The block takes them.
+    """Yield the sockets with this name, or all sockets that were not taken yet.
 
-    If the block raises, nothing is taken. Raises OSError if there are none, TypeError if the name
-    is not a str, and ValueError if a descriptor is not a stream socket.
+    If the block succeeds, the sockets count as taken. If it raises, they do not. Raises OSError if
+    there are no such sockets, TypeError if the name is not a str, and ValueError if a descriptor is
+    not a stream socket.
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a str or None, not {quoted(name)}")
@@ -63,12 +64,12 @@ def _read_environment() -> None:
     global _passed, _taken, _pid
     if "LISTEN_FDS" in os.environ:
         _passed, _taken, _pid = _from_environment(), set(), os.getpid()
-    elif _pid != os.getpid():  # they belong to the process that has forked this one
+    elif _pid != os.getpid():  # after a fork, they belong to the parent process
         _passed, _taken = {}, set()
 
 
 def _from_environment() -> dict[int, str]:
-    """Return the descriptors that the environment promises to this process, with their names."""
+    """Return the descriptors that the environment assigns to this process, with their names."""
     if _number("LISTEN_PID") != os.getpid():
         return {}
     count = _number("LISTEN_FDS")
@@ -95,7 +96,7 @@ def _for_whom() -> str:
 
 def _number(variable: str) -> int:
     text = os.environ.get(variable, "")
-    # int() alone also takes "1_0", and digits of other scripts.
+    # int() alone also accepts "1_0", and non-ASCII digits.
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         raise OSError(errno.EINVAL, f"{variable} is not a number: {quoted(text)}")
     return int(text)

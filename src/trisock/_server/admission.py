@@ -1,4 +1,4 @@
-"""Admission: which clients a server refuses, by their address."""
+"""Admission: decides by a client's address whether a server refuses the client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _logger = logging.getLogger("trisock.server")
 
 
 class Admission:
-    """Asks whether a client may connect: its host's limit first, then the program's function.
+    """Decides whether a client may connect, by the limit of its host and the program's function.
 
     Args:
       max_per_host: the maximum number of connections of one host, or ``None``.
@@ -31,8 +31,9 @@ class Admission:
 
     Raises TypeError or ValueError if an argument is invalid.
 
-    Invariant: ``_hosts`` has the host of each connection that was admitted and not released, and
-    ``_numbers`` counts them. So the memory is bounded by the number of open connections.
+    Invariant: ``_hosts`` has the host of each connection that was admitted and not released.
+    ``_numbers`` has the number of these connections for each host. So the number of open
+    connections limits the memory.
     """
 
     def __init__(self, max_per_host: int | None, admit: Callable[[Address], bool] | None) -> None:
@@ -51,9 +52,10 @@ class Admission:
         self._failed = _Report("refused the connection with %s: admit failed", logging.ERROR)
 
     def admit(self, connection: Connection) -> bool:
-        """Return whether the client may connect. If so, call ``release`` later.
+        """Return whether the client may connect. If so, the caller must call ``release`` later.
 
-        If the program's function raises an ``Exception``, that is logged and this returns False.
+        If the program's function raises an ``Exception``, the exception is logged, and this returns
+        False.
         """
         address = connection.peer
         host = None
@@ -70,7 +72,7 @@ class Admission:
         return True
 
     def release(self, connection: Connection) -> None:
-        """Stop counting a connection for its host. Connections that do not count are ignored."""
+        """Stop counting a connection for its host. Ignores connections that were not counted."""
         host = self._hosts.pop(connection, None)
         if host is not None:
             self._numbers[host] -= 1
@@ -80,7 +82,7 @@ class Admission:
     def _ask(self, admit: Callable[[Address], bool], address: Address) -> bool:
         try:
             answer = admit(address)
-            # The coroutine of an async function would be true, and would admit everyone.
+            # An async function returns a coroutine, which is true and would admit everyone.
             if type(answer) is not bool:
                 raise TypeError(f"admit must return a bool, not {quoted(answer)}")
         except BaseException as exc:
@@ -97,7 +99,7 @@ class Admission:
 
 
 class _Report:
-    """Logs an event at most once per minute, with the number of events in between."""
+    """Logs an event at most once per minute, with the number of events not logged in between."""
 
     def __init__(self, message: str, level: int) -> None:
         self._message = message
@@ -123,7 +125,7 @@ def _host(address: Address) -> str:
     """Return what counts as one host: an IPv4 address, or an IPv6 network (/64).
 
     A provider gives each customer at least a /64. But on a link, all link-local addresses have the
-    same /64, so each of them counts alone.
+    same /64, so each of them counts as a host of its own.
     """
     host = address.host
     if ":" not in host:

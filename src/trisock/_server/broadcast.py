@@ -64,11 +64,12 @@ async def broadcast_to(
 
     This first waits at most ``timeout`` seconds for the send lock. If another task holds the lock
     for longer, nothing is sent. The connection is not aborted, because that task may be waiting for
-    something other than the peer. With the lock, this sends for at most ``timeout`` seconds. If the
-    peer has not accepted all data by then, the connection is aborted (``trio.TooSlowError``).
+    something other than the peer. After it has acquired the lock, this sends for at most
+    ``timeout`` seconds. If the peer has not accepted all data by then, the connection is aborted
+    (``trio.TooSlowError``).
 
-    The data is meant only for this ``generation`` of the connection. If a later ``starttls``,
-    ``stoptls`` or ``relay`` has begun, no send begins. If a ``starttls`` or ``stoptls`` begins
+    The data is meant only for this ``generation`` of the connection. If a ``starttls``, ``stoptls``
+    or ``relay`` has begun since then, nothing is sent. If a ``starttls`` or ``stoptls`` begins
     during the send, the connection is not aborted.
 
     Returns: whether all of the data was sent.
@@ -102,9 +103,9 @@ async def finish_broadcasts(connection: Connection) -> bool:
     """Before a close, wait until the broadcasts to the connection have ended.
 
     A handler may end while a broadcast is in progress. If the connection were closed then, the
-    message would be cut short, and in plain text the client would see a clean end. The wait has the
-    limit of any close, because a broadcast may have no timeout. After that, the connection is
-    aborted. If the wait is cancelled, the connection is closed immediately.
+    message would be cut short, and in plain text the client could not notice this. A broadcast may
+    have no timeout, so the wait has the same time limit as any close. If the limit is exceeded, the
+    connection is aborted. If the wait is cancelled, the connection is closed immediately.
 
     Returns: whether the connection was aborted.
     """
@@ -126,13 +127,13 @@ async def finish_broadcasts(connection: Connection) -> bool:
 def members_of(
     connections: Container[Connection], socks: Iterable[Socket]
 ) -> dict[Connection, None]:
-    """Return those of ``connections`` that belong to these sockets, each once."""
+    """Return those of ``connections`` that belong to these sockets, without duplicates."""
     if not isinstance(socks, Iterable):
-        raise TypeError(f"to must be an iterable of Sockets, not {quoted(socks)}")
+        raise TypeError(f"broadcast(to=) must be an iterable of Sockets, not {quoted(socks)}")
     found: dict[Connection, None] = {}
     for sock in socks:
         if not isinstance(sock, Socket):
-            raise TypeError(f"to must have only Sockets, not {quoted(sock)}")
+            raise TypeError(f"broadcast(to=) must contain only Sockets, not {quoted(sock)}")
         connection = connection_of(sock)
         if connection in connections:
             found[connection] = None

@@ -1,7 +1,7 @@
-"""Draining a listening socket: serve the clients that wait, and let no others in.
+"""Drain a listening socket: accept the clients in the backlog, and let no new clients in.
 
-A client that waits in the backlog has already connected. Closing the socket would reset it. So we
-first close the door to new clients, then accept those who wait, and only then close the socket.
+A client in the backlog has already connected, and closing the listening socket would reset this
+client. So we first block new clients, then accept the backlog, and only then close the socket.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import trio
 from .._net.syscalls import readable_poller
 from .half_open import may_be_half_open
 
-# The maximum time to wait for clients that were still connecting when the door was closed.
+# The maximum time to wait for clients that were in the TCP handshake when new ones were blocked.
 HALF_OPEN_SECONDS = 1
 
-# How often to look for such clients.
+# The interval between two checks for such clients.
 _POLL_SECONDS = 0.02
 
-# A filter that drops each packet with the SYN flag, in classic BPF (linux/filter.h). A client whose
-# SYN is dropped tries again a second later.
+# A filter in classic BPF (linux/filter.h), which drops each packet with the SYN flag. A client
+# sends a dropped SYN again one second later.
 _SO_ATTACH_FILTER = 26
 _DROP_SYN = b"".join(
     struct.pack("HBBI", *instruction)
@@ -42,14 +42,15 @@ _TCPI_UNACKED = struct.Struct("=24xI")
 
 
 async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[bool]]) -> None:
-    """Close the door to new clients, and accept those who came before.
+    """Block new clients, and accept the clients that came before.
 
-    When this returns, closing the socket resets nobody. Where the system allows us no filter, there
-    is a gap of microseconds: a client that connects between the last look and the close is reset.
+    After this returns, the caller can close the socket without resetting a client. If the system
+    does not allow the filter, there is a gap of microseconds: a client that connects between the
+    last check and the close is reset.
 
     Args:
       listening: a listening socket that no other process holds.
-      accept_one: accepts one client. Returns False if none waits.
+      accept_one: accepts one client. Returns False if the backlog is empty.
 
     If the socket is closed meanwhile, this returns.
     """
@@ -63,14 +64,14 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
             return
         overdue = trio.current_time() >= give_up_at
         if is_pending(0):
-            if overdue and not filtered:  # new clients still come in, so stop counting them
+            if overdue and not filtered:  # clients still come in: accept those who wait now
                 for _ in range(_backlog(listening)):
                     await accept_one()
                 return
             if not await accept_one() and is_unix:
                 return
         elif overdue or is_unix or not may_be_half_open(listening):
-            if not is_pending(0):  # a client may have finished its handshake since the last look
+            if not is_pending(0):  # a client may have finished its handshake since the last check
                 return
         else:
             with trio.move_on_after(_POLL_SECONDS):
@@ -78,10 +79,10 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
 
 
 def _close_door(listening: socket.socket, *, is_unix: bool) -> bool:
-    """Let no new clients in. Return whether this is certain.
+    """Block new clients. Return True if it is certain that no new client gets in.
 
-    On a Unix socket, new clients get ECONNREFUSED. On a TCP socket, their SYN is dropped: by a
-    filter if the system allows one, and otherwise because the backlog is full.
+    On a Unix socket, new clients get ECONNREFUSED. On a TCP socket, the SYN of a new client is
+    dropped: by a filter if the system allows one, and otherwise because the backlog is full.
     """
     if is_unix:
         with contextlib.suppress(OSError):  # ENOTCONN on macOS
@@ -91,7 +92,7 @@ def _close_door(listening: socket.socket, *, is_unix: bool) -> bool:
         program = ctypes.create_string_buffer(_DROP_SYN)
         length = len(_DROP_SYN) // struct.calcsize("HBBI")
         argument = struct.pack("HP", length, ctypes.addressof(program))
-        with contextlib.suppress(OSError):  # some systems want CAP_NET_ADMIN
+        with contextlib.suppress(OSError):  # some systems require CAP_NET_ADMIN
             listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
             return True
     listening.listen(0)
@@ -99,7 +100,7 @@ def _close_door(listening: socket.socket, *, is_unix: bool) -> bool:
 
 
 def _backlog(listening: socket.socket) -> int:
-    """Return how many clients wait to be accepted."""
+    """Return the number of clients in the backlog."""
     if sys.platform != "linux":  # pragma: no cover (tests run on Linux)
         return 0
     info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)

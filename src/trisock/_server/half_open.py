@@ -1,8 +1,9 @@
-"""Half-open clients: those whose TCP handshake with a listening socket is not finished.
+"""Find half-open clients, whose TCP handshake is not finished.
 
-They are not in the backlog yet, and ``accept`` does not see them. The kernel lists them. A query by
-netlink (sock_diag(7)) reads only what we ask for, and so takes far less time than /proc/net/tcp on
-a host with many connections. But a hardened service may be denied netlink.
+Half-open clients are not in the backlog yet, so ``accept`` does not return them. To find them, we
+query the kernel over netlink (sock_diag(7)). On a host with many connections, this is far faster
+than reading /proc/net/tcp, because the kernel returns only the sockets that we ask for. But a
+hardened service may have no access to netlink: then we read /proc.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ _TCP_SYN_RECV = 3
 
 _NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence number, port id
 _INET_DIAG_REQ = struct.Struct("=BBBxI")  # family, protocol, extensions, states
-_INET_DIAG_SOCKID = struct.Struct("!HH44x")  # source port, destination port, the rest is 0
+_INET_DIAG_SOCKID = struct.Struct("!HH44x")  # source port, destination port, the other fields are 0
 
-# The answer begins with the first matching socket, or is one message that says there is none.
+# We read this many bytes of the answer. Its first message is enough: this message describes a
+# matching socket, or says that there is none.
 _ANSWER_SIZE = 16384
 
 
 def may_be_half_open(listening: socket.socket) -> bool:
-    """Return whether a client may be in the TCP handshake. True if the system does not tell."""
+    """Return whether a client may be in the TCP handshake. Returns True if this is unknown."""
     port: int = listening.getsockname()[1]
-    # A socket for IPv6 may have clients with IPv4.
+    # An IPv6 socket may also have IPv4 clients.
     families = {listening.family, socket.AF_INET}
     with contextlib.suppress(OSError):
         return any(_query(family, port) for family in families)
@@ -40,7 +42,7 @@ def may_be_half_open(listening: socket.socket) -> bool:
 
 
 def _query(family: int, port: int) -> bool:
-    """Ask by netlink. Raises OSError if the system does not answer."""
+    """Ask the kernel over netlink. Raises OSError if netlink is not available."""
     if sys.platform != "linux":  # pragma: no cover (tests run on Linux)
         raise OSError(errno.EOPNOTSUPP, "only Linux has netlink")
     body = _INET_DIAG_REQ.pack(family, socket.IPPROTO_TCP, 0, 1 << _TCP_SYN_RECV)
@@ -59,7 +61,7 @@ def _query(family: int, port: int) -> bool:
 
 
 def _is_in_proc(port: int) -> bool:
-    """Look into /proc, which lists all sockets of the host."""
+    """Look for a half-open client in /proc, which lists all sockets of the host."""
     local_end, state = f":{port:04X}", f"{_TCP_SYN_RECV:02X}"
     try:
         for table in ("/proc/net/tcp", "/proc/net/tcp6"):

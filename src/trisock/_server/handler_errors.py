@@ -1,4 +1,4 @@
-"""What a handler raised: log the errors, and raise the rest."""
+"""Handle what a handler raised: log each ``Exception``, and raise all other exceptions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_cancelled(failure: BaseException) -> bool:
 
 
 def log_or_raise(connection: Connection, failure: BaseException, counts: Counter[str]) -> None:
-    """Log each ``Exception``, and raise the rest."""
+    """Log each ``Exception`` in ``failure``, and raise all other exceptions."""
     failure = _guard.stray_cancelled(failure) or failure
     errors, rest = _guard.split_errors(failure)
     if errors is not None:
@@ -60,7 +60,7 @@ def log_or_raise(connection: Connection, failure: BaseException, counts: Counter
 def log(connection: Connection, errors: BaseException, counts: Counter[str]) -> None:
     """Log and count the ``Exception``, or the group, that a handler raised."""
     leaves = [leaf for leaf in _guard.leaves(errors) if not _is_normal(connection, leaf)]
-    if not leaves:  # a normal end, beside something that is raised
+    if not leaves:  # only normal ends, in a group with something that is raised
         return
     extra = about(connection)
     if all(connection.caused(leaf) for leaf in leaves):
@@ -88,12 +88,12 @@ def log_handshake(connection: Connection, exc: Exception) -> None:
 
 def log_end_of_grace(address: Address, cancelled: int) -> None:
     """Log that handlers of the server on this address were cancelled."""
-    message = "the server on %s stopped, and cancelled the handlers that were left: %s"
+    message = "the server on %s stopped; number of handlers that it cancelled: %s"
     _guard.log(_logger, logging.INFO, message, str(address), str(cancelled))
 
 
 def about(connection: Connection) -> dict[str, object]:
-    """Return the ``extra`` of a log record about a connection: ``record.peer``, an Address."""
+    """Return the ``extra`` argument for a log record: it sets ``record.peer`` to an Address."""
     return {"peer": connection.peer}
 
 

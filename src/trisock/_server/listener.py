@@ -47,8 +47,9 @@ async def listen(
     Args:
       port: 0 to 65535; 0 lets the system choose a free port (see ``Listener.port``).
       host: the local address or name to listen on. ``None`` means all addresses of this machine,
-        IPv4 and IPv6, on one port. If ``host`` is a name, the listener uses those of its addresses
-        that belong to this machine. ``"::"`` is IPv6 only, and ``"0.0.0.0"`` is IPv4 only.
+        IPv4 and IPv6, on one port. If ``host`` is a name, the listener uses only the addresses of
+        this name that belong to this machine. ``"::"`` is IPv6 only, and ``"0.0.0.0"`` is IPv4
+        only.
       backlog: how many connections may wait to be accepted. ``None`` means the system's maximum.
       reuse_port: share the port with other listeners of the same user; the kernel distributes the
         connections among them (``SO_REUSEPORT``).
@@ -134,7 +135,7 @@ def _listen(
             if port != 0 or exc.errno != errno.EADDRINUSE or not tries_left:
                 message = f"cannot listen on {_where(port, host)}"
                 raise with_message(exc, message, advice_for_bind(exc, port)) from exc
-    raise AssertionError("the last try has returned or raised")  # pragma: no cover
+    raise AssertionError("the last attempt has returned or raised")  # pragma: no cover
 
 
 async def listen_unix(
@@ -146,13 +147,13 @@ async def listen_unix(
     r"""Listen on a Unix socket.
 
     Closing the listener removes the path, unless another socket has replaced ours. Only the
-    process that bound the path removes it; a forked child does not. A path that a dead program left
-    behind is replaced. A path on which another program listens is not replaced.
+    process that bound the path removes it; a forked child does not. If a dead program has left the
+    path behind, the path is replaced. If another program listens on the path, it is not replaced.
 
     Args:
       path: the path; on Linux also an abstract name (``"\0name"``), which has no file.
-      mode: the file's permissions, such as ``0o660``. They are set before the first client can
-        connect, and only on the newly bound socket. ``None`` leaves them to the umask.
+      mode: the file's permissions, such as ``0o660``. The permissions are set before the first
+        client can connect, and only on the newly bound socket. ``None``: the umask decides.
       backlog: as in ``listen``.
 
     Returns: a ``Listener`` that is already listening.
@@ -199,8 +200,8 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     ``listen`` and ``listen_unix`` return a Listener. For sockets that already listen (socket
     activation), call ``Listener(sockets)``. The new Listener then owns these sockets.
 
-    ``async for sock in listener`` accepts one connection after the other. If cancelled, it has
-    accepted nothing.
+    ``async for sock in listener`` accepts one connection after the other. If the wait for a
+    connection is cancelled, nothing was accepted.
 
     Args:
       sockets: listening stream sockets, of ``socket`` or ``trio.socket``.
@@ -208,14 +209,14 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     Raises:
       TypeError, ValueError: ``sockets`` is empty, or one of them is not a listening stream socket.
 
-    Such sockets count as shared with another process. When a server on them stops, it closes its
-    copies at once, and the other process takes the clients that wait.
+    The ``sockets`` count as shared with another process. When a server that uses them stops, it
+    closes its copies at once, and leaves the clients in the backlog to the other process.
 
     All accepted connections have the options of ``trio.SocketStream`` (such as ``TCP_NODELAY``) and
     TCP keepalive, with the times of ``connect``. If keepalive is already on for one of the
-    ``sockets``, this socket keeps its own times. If a connection is already in the backlog of one
-    of the ``sockets``, it has the options that this socket had when the client connected.
-    To turn keepalive off for one connection, call ``Socket.setsockopt``.
+    ``sockets``, this socket keeps its own times. A connection that is already in the backlog keeps
+    the options that its listening socket had when the client connected. To turn keepalive off for
+    one connection, call ``Socket.setsockopt``.
     """
 
     def __init__(self, sockets: Iterable[socket.socket | trio.socket.SocketType]) -> None:
@@ -226,18 +227,20 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     def from_systemd(cls, name: str | None = None) -> Listener:
         """Return a Listener for sockets that systemd has opened for this program.
 
-        In the socket unit, ``ListenStream=`` opens them. systemd holds them too, so no client is
-        lost while the program restarts. The sockets are not passed on to child processes.
+        In the socket unit, ``ListenStream=`` opens the sockets. systemd also keeps them open, so no
+        client is lost while the program restarts. Child processes do not inherit the sockets.
 
         Args:
-          name: the sockets of this name (``FileDescriptorName=``; by default the socket unit's
-            name). ``None``: all that were not taken yet.
+          name: the name of the sockets (``FileDescriptorName=``; by default the socket unit's
+            name). ``None``: all sockets that no earlier call has returned.
 
         Raises:
-          OSError: systemd has passed no such sockets to this process, or they were taken already.
-          ValueError: one of them is not a listening stream socket. Nothing was taken.
+          OSError: systemd has passed no such sockets to this process, or an earlier call has
+            returned them.
+          ValueError: one of the sockets is not a listening stream socket. A later call can still
+            return them.
 
-        After a success, the variables ``LISTEN_*`` are gone from the environment. Source:
+        On success, this removes the variables ``LISTEN_*`` from the environment. Source:
         sd_listen_fds(3).
         """
         with activated_sockets(name) as sockets:
@@ -263,10 +266,11 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
-        """The listening sockets, for a program that gives them to another process.
+        """The listening sockets, for a program that passes them to another process.
 
-        Once they were read, they count as shared: a server that stops leaves the clients in the
-        backlog to the other process. Accepting from one of them breaks the listener.
+        Once this property was read, the sockets count as shared: a server that stops leaves the
+        clients in the backlog to the other process. Do not accept from these sockets in this
+        process: that breaks the listener.
         """
         self._listening.shared = True
         return tuple(self._listening.sockets)
@@ -327,7 +331,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Stop listening. The same as ``close``, also if cancelled."""
+        """Stop listening. The same as ``close``, even if cancelled."""
         await self.close()
 
     def abort(self) -> None:

@@ -49,13 +49,13 @@ class ListeningSockets:
     Raises TypeError or ValueError if there is no socket, or if one is not a listening stream
     socket.
 
-    Invariant: all ``sockets`` listen until they are closed, all by ``close`` or each by
-    ``close_one``.
+    Invariant: each of the ``sockets`` listens until ``close`` or ``close_one`` closes it.
 
     Attributes:
       addresses: all addresses that the sockets listen on; still available after ``close``.
       dropped: the number of connections that died before they could be accepted.
-      shared: whether the program knows the sockets, and may have given them to another process.
+      shared: whether the program has had access to the sockets, and may have passed them to another
+        process.
     """
 
     def __init__(
@@ -257,8 +257,8 @@ def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
 def _set_stream_options(sock: socket.socket) -> None:
     """Set the options that ``trio.SocketStream`` sets, such as ``TCP_NODELAY``.
 
-    As with keepalive, later connections inherit them. Setting them on each connection would cost
-    a twentieth of a short connection (row connections).
+    Later connections inherit these options, as they inherit keepalive. To set the options on each
+    connection would add a twentieth to the cost of a short connection (row connections).
     """
     borrowed = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
     try:

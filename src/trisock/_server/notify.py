@@ -27,11 +27,11 @@ _logger = logging.getLogger("trisock.server")
 
 
 def reloading(now_ns: int) -> bytes:
-    """Return the message that a reload has begun.
+    """Return the message that tells systemd that a reload has begun.
 
     Args:
-      now_ns: nanoseconds of CLOCK_MONOTONIC. systemd compares this time with the time at which it
-        sent SIGHUP (``Type=notify-reload``).
+      now_ns: the time of CLOCK_MONOTONIC in nanoseconds. systemd compares it with the time at which
+        it sent SIGHUP (``Type=notify-reload``).
     """
     return b"RELOADING=1\nMONOTONIC_USEC=%d" % (now_ns // 1000)
 
@@ -46,12 +46,12 @@ def socket_address(path: str) -> str | None:
 def watchdog_interval(environment: Mapping[str, str], pid: int) -> float | None:
     """Return the seconds between two watchdog messages, or ``None`` if systemd wants none.
 
-    The interval is half of the time after which systemd takes the program for hung, as
-    sd_watchdog_enabled(3) recommends.
+    Without a message for a certain time, systemd considers the program hung. The interval is half
+    of this time, as sd_watchdog_enabled(3) recommends.
 
     Args:
-      environment: ``WATCHDOG_USEC`` is that time. If ``WATCHDOG_PID`` is set, the watchdog is for
-        that process only.
+      environment: ``WATCHDOG_USEC`` is that time in microseconds. If ``WATCHDOG_PID`` is set, the
+        watchdog is for that process only.
       pid: the ID of this process.
 
     Raises: ValueError, if a variable is not a positive number.
@@ -66,17 +66,17 @@ def watchdog_interval(environment: Mapping[str, str], pid: int) -> float | None:
 
 def _positive(environment: Mapping[str, str], name: str) -> int:
     text = environment[name]
-    # At most as many digits as a 64-bit number has.
+    # A 64-bit number has at most 20 digits.
     if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) > 0):
         raise ValueError(f"{name} is not a positive number: {printable(text)}")
     return int(text)
 
 
 class ServiceManager:
-    """systemd, if it has started this program. Otherwise the methods do nothing.
+    """The connection to systemd. If systemd has not started this program, the methods do nothing.
 
-    A failure never affects the program: the first of several in a row is logged. In a forked child,
-    nothing is sent, because systemd would take the message for one from the parent.
+    A failure never affects the program. Of several failures in a row, only the first is logged. A
+    forked child sends nothing, because systemd would mistake its messages for the parent's.
 
     Args:
       environment: ``os.environ``, with ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC``.
@@ -125,11 +125,11 @@ class ServiceManager:
             )
 
     async def notify_reloading(self) -> None:
-        """Say that a reload has begun. ``READY`` says that it is over."""
+        """Tell systemd that a reload has begun. After the reload, send ``READY``."""
         await self.notify(reloading(time.monotonic_ns()))
 
     async def feed_watchdog(self) -> None:
-        """Send watchdog messages, until cancelled, if systemd wants them."""
+        """If systemd wants watchdog messages, send them until cancelled."""
         if self._watchdog is None:
             return
         while True:

@@ -1,4 +1,4 @@
-"""Opening: what comes before a connection's handler. The PROXY header, then the TLS handshake."""
+"""Opening: the steps before a connection's handler, namely the PROXY header and the handshake."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Opening:
 
     Args:
       tls: the TLS role of each connection, or ``None``.
-      proxies: who must send a PROXY header first, or ``None``.
-      admission: which clients are refused, or ``None``.
-      timeout: the maximum seconds for both together, or ``math.inf``.
+      proxies: the proxies that must send a PROXY header first, or ``None``.
+      admission: decides which clients are refused, or ``None`` to refuse none.
+      timeout: the maximum seconds for the PROXY header and the handshake together, or ``math.inf``.
       https_compatible: as in ``Socket.starttls``.
 
     Attributes:
-      tls: the TLS role of later connections.
-      admission: which clients are refused.
+      tls: the TLS role of new connections.
+      admission: decides which clients are refused.
       counts: the server's counters.
       deadlines: the deadlines of the connections that are being opened.
     """
@@ -54,13 +54,13 @@ class Opening:
         self.deadlines = Deadlines(Connection.time_out_handshake)
 
     def is_empty(self) -> bool:
-        """Return whether the handler is the first to read from a connection."""
+        """Return whether a connection needs neither a PROXY header nor a handshake."""
         return self.tls is None and self._proxies is None
 
     def refuses_early(self, connection: Connection) -> bool:
         """Refuse a connection right after its accept, if its address is not admitted.
 
-        Behind a proxy, the client's address is not known yet: ``run`` asks for it.
+        Behind a proxy, the client's address is not known yet, so ``run`` checks it later.
         """
         return self._proxies is None and self._refuses(connection)
 
@@ -78,13 +78,13 @@ class Opening:
         return not admitted
 
     def limit(self, timeout: float) -> None:
-        """Limit the time of the openings that have no limit."""
+        """Set a time limit in seconds for all openings that have none."""
         if self._timeout == math.inf:
             self._timeout = timeout
         self.deadlines.limit(timeout)
 
     async def run(self, connection: Connection) -> bool:
-        """Open a connection. Return whether its handler may run; if not, the reason is logged."""
+        """Open a connection. Return whether its handler may run."""
         timeout = self._timeout
         self.deadlines.add(connection, timeout)
         try:
@@ -92,7 +92,7 @@ class Opening:
                 await self._receive_header(connection) and not self._refuses(connection)
             ):
                 return False
-            # From here on, connection.peer is the client's address, also behind a proxy.
+            # From here on, connection.peer is the client's address, even behind a proxy.
             return self.tls is None or await self._handshake(connection, self.tls)
         except trio.Cancelled:  # the grace has ended
             self.counts["refused"] += 1

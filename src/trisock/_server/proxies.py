@@ -1,4 +1,4 @@
-"""TrustedProxies: whose PROXY headers a server believes, and receiving such a header."""
+"""TrustedProxies: receive PROXY headers, but only from the proxies that a server trusts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .._text import message_without_peer
 
 _Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
-# The IPv6 addresses to which IPv4 addresses are mapped. We show a mapped address as IPv4.
+# The IPv4-mapped IPv6 addresses (RFC 4291, section 2.5.5.2). We show them as IPv4.
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
-# What looks like a network, and is thus no secret.
+# An error may quote text that looks like a network, because such text is not a secret.
 _NETWORK = re.compile(r"[0-9A-Fa-f:.]{1,39}/[0-9.]{0,15}")
 
 
 class ProxyHeaderError(Exception):
-    """A connection is refused, because of its PROXY header.
+    """The server refuses a connection because of its PROXY header.
 
     Attributes:
-      counter: the counter in ``ServerStats`` for such connections.
+      counter: the attribute of ``ServerStats`` that counts the connection.
     """
 
     def __init__(self, counter: str, reason: str) -> None:
@@ -58,19 +58,19 @@ class TrustedProxies:
         self._networks = [_network(each) for each in given if each != "unix"]
 
     async def receive_header(self, connection: Connection) -> None:
-        """Receive a PROXY header, whose addresses become those of the connection.
+        """Receive a PROXY header, and give the connection the addresses in this header.
 
-        Call this before any other read. Bytes after the header stay unread. With these bytes, the
-        header has at most ``MAX_HEADER`` bytes.
+        Call this before any other read. This receives at most ``MAX_HEADER`` bytes. Bytes after the
+        header stay unread.
 
         Raises:
-          ProxyHeaderError: the peer is not trusted, or has sent no valid header. The caller must
+          ProxyHeaderError: the peer is not trusted, or it sent no valid header. The caller must
             reset the connection.
 
         If cancelled, the connection is unusable.
         """
         if not self._trusts(connection.peer):
-            raise ProxyHeaderError("untrusted_proxies", "it is not in trusted_proxies")
+            raise ProxyHeaderError("untrusted_proxies", "the peer is not in trusted_proxies")
         try:
             await _receive_header(connection)
         except (ValueError, trio.BrokenResourceError) as exc:
@@ -121,7 +121,7 @@ def _network(text: object) -> _Network:
 
 
 def _hint(text: str) -> str:
-    """Explain the common mistake: an address inside the network instead of its first address."""
+    """Explain a common mistake: the address is inside the network, but not its first address."""
     try:
         return f": did you mean {str(ipaddress.ip_network(text, strict=False))!r}?"
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a service does on SIGHUP: reload the certificates, and call the program's function."""
+"""On SIGHUP, reload the certificates of a service, and call the program's ``on_reload``."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _logger = logging.getLogger("trisock.server")
 
 
 async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object] | None) -> None:
-    """Reload each role once, then call ``on_reload``, sync or async.
+    """Reload each role once, then call ``on_reload``, which may be sync or async.
 
     Each ``Exception`` is logged. Other exceptions propagate.
     """
-    # Equal roles are different objects with certificates of their own.
+    # Tell roles apart by identity: equal roles are separate objects, and each one reads its files.
     each_once = {id(each): each for each in roles}.values()
     changed = failed = 0
     for role in each_once:
         try:
-            # In a thread, because a file may block, for example on a network mount. A stop does not
-            # wait for it.
+            # Use a thread, because a read of a file may block, for example on a network mount. A
+            # stop does not wait for the thread.
             changed += await trio.to_thread.run_sync(role.reload, abandon_on_cancel=True)
         except Exception as exc:
             failed += 1
             message = "SIGHUP: cannot reload the certificate of %s; the old one stays in use: %s"
-            # The text of an OSError or ValueError is enough: it says which file, and why.
+            # The text of an OSError or ValueError is enough: it names the file and the reason.
             expected = isinstance(exc, (OSError, ValueError))
             _log(message, None if expected else exc, _names(role), _guard.text(exc))
     message = "SIGHUP: %s of %s TLS roles have a new certificate, and %s could not be reloaded"

@@ -1,4 +1,4 @@
-"""ServedUDP: a UDP socket of a service, which stops as a Server does."""
+"""ServedUDP: lets a service stop a UDP socket like a Server."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .._udp.socket import UDPSocket
 class ServedUDP:
     """A UDP socket that a service stops.
 
-    ``stop``, ``closing`` and ``wait_closed`` are those of ``Server``. The tasks that answer the
-    datagrams are the program's. It closes the socket when they have ended.
+    ``stop``, ``closing`` and ``wait_closed`` work as in ``Server``. The program runs the tasks that
+    answer datagrams. When these tasks have ended, the program closes the socket.
 
     Args:
       udp: the socket.
 
     Attributes:
-      closing: set once the socket receives nothing new.
+      closing: set once the socket receives no new datagrams.
     """
 
     def __init__(self, udp: UDPSocket) -> None:
@@ -31,7 +31,7 @@ class ServedUDP:
         self._answer_scope = trio.CancelScope()
 
     async def run(self) -> None:
-        """Wait for the stop, then for the program to close the socket, and close it if need be."""
+        """Wait for the stop, then wait until the program closes the socket or the grace ends."""
         try:
             with self._receive_scope:
                 await self._udp.wait_closed()

@@ -39,8 +39,8 @@ from .stats import ServerStats
 
 Handler: TypeAlias = "Callable[[Socket], Awaitable[object]]"
 
-# If a server stops without a limit (``stop(grace=None)``), a PROXY header and a TLS handshake that
-# have no timeout get this one.
+# If a server stops with ``stop(grace=None)``, this timeout (in seconds) applies to each PROXY
+# header and TLS handshake that has no other timeout.
 _LAST_HANDSHAKE_TIMEOUT = 60
 
 
@@ -77,8 +77,8 @@ async def bind(
 
     If a handler leaves a cancel scope open, this counts as the handler's error in two cases: the
     scope has cancelled the handler, or the scope's deadline is earlier than the deadlines of all
-    scopes around the server. Other open scopes go unnoticed and cancel nothing. The server cannot
-    handle a nursery that is left open: this corrupts Trio's own state.
+    scopes around the server. Other open scopes go unnoticed and cancel nothing. A nursery that a
+    handler leaves open corrupts Trio's own state. The server cannot handle this.
 
     Args:
       nursery: runs the server's task. Cancelling the nursery cancels the handlers.
@@ -89,31 +89,31 @@ async def bind(
         ``None``: each connection starts in plain text.
       max_connections: the maximum number of concurrent connections. A connection counts from just
         before ``accept(2)`` until its handler has ended. Further connections wait in the listener's
-        backlog. In addition, the same number of connections may be closing, for at most 2 seconds
-        each. So a limit of 1,000 needs memory for 2,000 connections, and clients that never close
-        can open 2,000 connections every 2 seconds. Servers that get the same
-        ``trio.CapacityLimiter`` share its limit; the program may change ``total_tokens`` at any
-        time. ``None``: no limit.
-      max_connections_per_host: the maximum number of connections of one host, until they are
-        closed. A host is an IPv4 address or an IPv6 network (/64); a link-local address is a host
-        of its own. Clients of a Unix socket have no host, and no such limit. A further connection
-        is reset at once and holds no slot. ``None``: no limit.
-      admit: a plain function that takes the client's ``Address`` and returns whether it may
-        connect. It must not block. If it returns False or raises, the connection is reset at once
-        and holds no slot. It is called only for clients that are within
-        ``max_connections_per_host``. Behind a proxy, both use the address in the PROXY header, as
-        soon as it has come. ``stats().refused`` counts these connections. The log gets at most one
-        line a minute about full hosts, at INFO, and one about an ``admit`` that raises, at ERROR.
+        backlog. The same number of other connections may be closing, for at most 2 seconds each. So
+        a limit of 1,000 needs memory for 2,000 connections. Clients that never close their side can
+        open 2,000 connections every 2 seconds. Servers that get the same ``trio.CapacityLimiter``
+        share its limit; the program may change ``total_tokens`` at any time. ``None``: no limit.
+      max_connections_per_host: the maximum number of connections from one host. A connection counts
+        until it is closed. A host is an IPv4 address or an IPv6 network (/64); a link-local address
+        is a host of its own. Clients of a Unix socket have no host, so this limit does not apply to
+        them. A connection above the limit is reset at once and holds no slot. ``None``: no limit.
+      admit: a plain function that takes the client's ``Address`` and returns whether the client may
+        connect. The function must not block. If it returns False or raises, the connection is reset
+        at once and holds no slot. It is called only for clients that are within
+        ``max_connections_per_host``. Behind a proxy, both options wait for the address in the PROXY
+        header. ``stats().refused`` counts the refused connections. At most once a minute, the log
+        gets one line at INFO about a host above its limit, and one line at ERROR about an ``admit``
+        that raises.
       trusted_proxies: the proxies in front of the server, such as HAProxy: networks
         (``"10.0.0.0/8"``), addresses (``"::1"``) or ``"unix"``. Each connection must then begin
         with a header of the PROXY protocol (version 1 or 2), before TLS. ``getpeer``, ``getlocal``
         and the log show the addresses in the header, unless the proxy itself is the client (health
-        checks). A connection from elsewhere, or without a valid header, is reset and logged at
-        INFO. ``None``: no connection begins with a header.
+        checks). A connection from another address, or without a valid header, is reset and logged
+        at INFO. ``None``: no connection begins with a header.
       handshake_timeout: the maximum seconds for a TLS handshake, including the PROXY header.
         ``None``: no limit.
       https_compatible: as in ``Socket.starttls``, for the TLS of ``tls``: a client may end the
-        connection without ``close_notify``, and the server does not send it.
+        connection without ``close_notify``, and the server sends none.
 
     Returns: the ``Server``. No handler starts before ``bind`` has returned.
 
@@ -145,7 +145,7 @@ async def bind(
     opening = Opening(role, proxies, admission, timeout, https_compatible=https_compatible)
     server = Server(take_over(listener), handler, opening, slots)
     try:
-        if listener is port_or_listener:  # otherwise listen was the checkpoint
+        if listener is port_or_listener:  # otherwise listen() was a checkpoint
             await trio.lowlevel.checkpoint()
         nursery.start_soon(server._run, name=f"trisock server on {listener.addresses[0]}")
     except BaseException:  # cancelled, or the nursery is closed
@@ -168,7 +168,7 @@ class Server(NotCopyable):
     """A running server, made by ``bind``.
 
     Attributes:
-      closing: a ``trio.Event``, set when the server begins to stop: it lets no new clients in.
+      closing: a ``trio.Event``, set when the server begins to stop and lets no new clients in.
     """
 
     # Invariant: a connection is in _connections exactly while its handler runs. broadcast sends to
@@ -227,7 +227,7 @@ class Server(NotCopyable):
 
         Raises TypeError or ValueError if ``tls`` is invalid or ``None``: a server does not fall
         back to plain text. Raises RuntimeError if the server was not bound with ``tls``: its
-        connections start in plain text, and ``starttls`` has the handler's own role. If this
+        connections start in plain text, and handlers pass their own role to ``starttls``. If this
         raises, nothing changes.
         """
         if self._opening.tls is None:
@@ -236,32 +236,32 @@ class Server(NotCopyable):
 
     @property
     def ready(self) -> bool:
-        """Whether new clients should come here: False as soon as ``stop`` was called.
+        """Whether a load balancer should send new clients: False as soon as ``stop`` was called.
 
-        For the health check of a load balancer.
+        Report this in the health check.
         """
         return self._ready
 
     def stop(self, grace: float | None = 30, *, delay: float = 0) -> None:
         """Begin to stop the server, without losing a client. Synchronous. Handlers may call this.
 
-        1. For ``delay`` seconds, the server goes on accepting with ``ready`` False, so that a load
-           balancer sees it.
-        2. Then ``closing`` is set, and the server lets no new clients in. It serves those that wait
-           in the backlog or are in the handshake, and closes its listening sockets. (If another
-           process may hold the sockets, the server closes its copies at once: the other process
-           takes the clients that wait.) Reads in an idle block end (see ``Socket.idle``).
-        3. After ``grace`` more seconds, the handlers are cancelled, and the rest is reset.
+        1. For ``delay`` seconds, the server still accepts new clients, but ``ready`` is already
+           False. A load balancer can notice this.
+        2. Then ``closing`` is set, and the server lets no new clients in. It still serves the
+           clients that are in the backlog or in the handshake, and closes its listening sockets.
+           (If another process may hold these sockets, the server closes its copies at once, and the
+           other process gets the backlog.) Reads in an idle block end (see ``Socket.idle``).
+        3. After ``grace`` more seconds, the handlers are cancelled, and all connections are reset.
 
         A second call can only make these times earlier. In a forked child, this closes the child's
         listening sockets and leaves the parent's server alone.
 
-        On Linux, the server lets no new clients in by dropping their first packet (SYN), so that
-        they try again a second later, here or elsewhere. Where the system does not allow this
-        filter, they wait in a full backlog. New clients of a Unix socket get ECONNREFUSED.
+        On Linux, a filter drops the first packet (SYN) of each new client. The client tries again a
+        second later, perhaps at another server. If the system does not allow the filter, new
+        clients wait in a full backlog. New clients of a Unix socket get ECONNREFUSED.
 
         Args:
-          grace: the seconds for which handlers may go on. ``None`` means as long as they need; a
+          grace: the seconds for which handlers may continue. ``None`` means as long as they need; a
             TLS handshake without a timeout then gets 60 seconds. 0 stops everything at once.
           delay: the seconds before the server begins to stop.
 
@@ -302,8 +302,8 @@ class Server(NotCopyable):
         the handler. After the wait, the connection is aborted if the broadcast's own send takes
         longer than ``timeout`` seconds. A slow client does not delay the others.
 
-        If a handler ends meanwhile, its client still gets the whole message, unless it takes longer
-        than 2 seconds from then on. Then the connection is aborted.
+        If a handler ends during the broadcast, its client still gets the whole message. But if that
+        takes more than 2 seconds from the handler's end, the connection is aborted.
 
         A connection in a handshake, ``starttls`` or ``stoptls`` is skipped, even if that operation
         begins while the broadcast waits for the handler's send. So a connection that used TLS when
@@ -313,23 +313,22 @@ class Server(NotCopyable):
 
         Args:
           data: the data to send. Mutable data is copied.
-          to: the sockets to send to, such as the members of a chat room. Closed sockets and those
-            of other servers are skipped, and a duplicate is sent to once. ``None``: all connections
-            that are open now.
-          timeout: seconds to wait for the handler's send, and again for the broadcast's own send.
-            With ``math.inf``, a client that does not read blocks the call, and so does a handler's
-            ``send_file`` from a pipe that is silent.
+          to: the sockets to send to, such as the members of a chat room. Closed sockets and sockets
+            of other servers are skipped. A socket that occurs twice gets the data once. ``None``:
+            all connections that are open now.
+          timeout: the maximum seconds to wait for a handler's send, and also the maximum seconds
+            for the broadcast's own send. With ``math.inf``, a client that does not read blocks the
+            call. A handler's ``send_file`` that waits for data from a pipe also blocks it.
 
-        Returns: the number of connections to which all of the data was sent (to the kernel's
-        buffers).
+        Returns: the number of connections whose kernel buffer has accepted all of the data.
 
-        Raises TypeError if ``to`` has anything but Sockets. Then nothing is sent.
+        Raises TypeError if ``to`` contains anything other than Sockets. Then nothing is sent.
 
         If this is cancelled before it begins, nothing is sent. After that, the call is shielded
         from cancellation (for at most twice ``timeout``), because a message that is cut short makes
         its connection unusable. With an infinite ``timeout`` there is no shield: after a
-        cancellation it is unknown which connections got all of the data. One that got only part can
-        send nothing more. A broadcast also ends when the server's handlers are cancelled.
+        cancellation it is unknown which connections got all of the data. A connection that got only
+        part can send nothing more. A broadcast also ends when the server's handlers are cancelled.
         """
         content = bytes(bytes_view(data))
         limit = seconds_or_inf("timeout", timeout)
@@ -380,7 +379,7 @@ class Server(NotCopyable):
             self._closed.set()
 
     async def _accept(self, background: trio.Nursery) -> None:
-        """Accept until the server begins to stop. Then serve the clients that wait."""
+        """Accept until the server begins to stop. Then accept the clients in the backlog."""
         acceptor = Acceptor(self._listening, self._slots, self.closing, self._start, background)
         with self._accept_scope:
             await acceptor.run()
@@ -391,7 +390,7 @@ class Server(NotCopyable):
             self._listening.close()
 
     def _begin_closing(self) -> None:
-        """Begin, or look again at the times, if they are earlier now."""
+        """Set ``closing``, and end the idle reads. May be called more than once."""
         self.closing.set()
         self._accept_scope.cancel()
         if self._handler_scope.deadline == math.inf:
@@ -407,7 +406,7 @@ class Server(NotCopyable):
         self._handler_nursery.start_soon(self._serve, connection)
 
     def _refuses(self, connection: Connection) -> bool:
-        """Refuse a connection if its address is not admitted. Then it holds no slot and no task."""
+        """Refuse a connection if its address is not admitted, and then release its slot."""
         refused = True
         try:
             refused = self._opening.refuses_early(connection)
@@ -432,7 +431,7 @@ class Server(NotCopyable):
         try:
             if self._opening.is_empty() or await self._opening.run(connection):
                 connection.server_state = self._state
-                if not connection.buffer.size:  # otherwise data has come with the handshake
+                if not connection.buffer.size:  # otherwise data came with the handshake
                     connection.fresh_until = trio.current_time() + FRESH_SECONDS
                 sock = new_socket(connection)
                 self._connections[connection] = sock
@@ -477,7 +476,7 @@ class Server(NotCopyable):
                 except BaseException as exc:
                     has_run = connection.server_state is not None
                     self._counts["cancelled"] += has_run and is_cancelled(exc)
-                    # No await here: a Cancelled would replace, say, a SystemExit.
+                    # Do not await here: a Cancelled would replace a SystemExit.
                     connection.close_immediately()
                     raise
                 self._counts["aborted"] += await finish_broadcasts(connection)
@@ -489,7 +488,7 @@ class Server(NotCopyable):
             del failure
 
     def _forget(self, connection: Connection) -> None:
-        """Stop counting a connection: it is closed."""
+        """Stop counting a connection that is closed."""
         self._counts["active"] -= 1
         if self._opening.admission is not None:
             self._opening.admission.release(connection)

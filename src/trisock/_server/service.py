@@ -1,4 +1,4 @@
-"""run and open_service: the life of a program with servers, from its start to its last signal."""
+"""run and open_service: run a program with servers, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 OnReload: TypeAlias = "Callable[[Service], object]"
 
-# The open service of this process. The key is the number of forks before this process began: a
-# forked child inherits the entry of its parent, but looks for its own.
+# The open service of this process. The key is ``_fork.count``: a forked child inherits the entry of
+# its parent, but looks for an entry with its own key.
 _open_services: dict[int, object] = {}
 
 
-# How long (in seconds) a stop waits for room in the queue of systemd.
+# The seconds that a stop waits for room in systemd's message queue.
 _STOPPING_TIMEOUT = 1
 
 
@@ -73,15 +73,16 @@ def run(
     on_reload: OnReload | None = None,
     **options: Unpack[BindOptions],
 ) -> None:
-    """Run a program that is one server, until it is stopped. Call this outside Trio.
+    """Run a program that consists of one server, until the server stops. Call this outside Trio.
 
     - SIGTERM or SIGINT (Ctrl-C) stops the server, as ``Server.stop(grace, delay=delay)`` does. A
-      second signal stops it immediately. A handler may stop it too. There is no traceback, and
-      ``run`` returns when the last connection is closed. If the event loop is blocked, a third
-      signal of one kind does what it would do without ``run``: it ends the program.
+      second signal stops it immediately. A handler may also stop the server. When the last
+      connection is closed, ``run`` returns without a traceback. If the event loop is blocked, a
+      third signal of the same kind has the effect that it has without ``run``: it ends the program.
     - SIGHUP reloads the certificates: see ``open_service``.
-    - A program that was started by systemd with ``Type=notify`` or ``Type=notify-reload`` tells
-      systemd about its state, and feeds the watchdog if systemd has one for it.
+    - If systemd has started the program with ``Type=notify`` or ``Type=notify-reload``, ``run``
+      tells systemd about the program's state. If systemd has a watchdog for the program, ``run``
+      also feeds the watchdog.
 
     ::
 
@@ -95,17 +96,18 @@ def run(
       port_or_listener, handler: as in ``bind``.
       grace: the seconds for which handlers may continue after a signal. ``None`` means as long as
         they need.
-      delay: the seconds for which the server goes on accepting after a signal. Meanwhile
+      delay: the seconds for which the server continues to accept after a signal. Meanwhile
         ``Server.ready`` is False, which a health check can show to a load balancer.
       reload, on_reload: as in ``open_service``.
       options: ``host``, ``tls``, ``max_connections`` and the other keyword arguments of ``bind``.
 
     Raises:
-      OSError: as in ``listen``, and not in a group.
+      OSError: as in ``listen``. It is not in an exception group.
       RuntimeError: the caller is inside Trio, or another service runs in this program.
       TypeError, ValueError: an argument is invalid.
 
-    In a thread other than the main thread, no signal is taken: this is a rule of Python.
+    Python allows signal handlers only in the main thread. In another thread, ``run`` handles no
+    signals.
     """
     if trio.lowlevel.in_trio_run():
         raise RuntimeError("trisock.run starts Trio itself; inside Trio, use trisock.open_service")
@@ -122,8 +124,8 @@ def run(
         except BaseException as exc:
             failure = exc
     if failure is not None:
-        # The nursery is not the caller's. So an exception that is alone in its group, such as a
-        # handler's SystemExit, comes out as it is.
+        # The caller does not know our nursery. So if its group contains a single exception, such as
+        # a handler's SystemExit, we raise that exception without the group.
         leaves = _guard.leaves(failure)
         try:
             raise leaves[0] if len(leaves) == 1 else failure
@@ -148,40 +150,39 @@ async def open_service(
             await service.bind(465, smtp, tls=tls)
             service.nursery.start_soon(deliver_mail)
 
-    The block starts the servers. When it ends, the program is ready: systemd is told so, and
-    ``open_service`` waits until the service is stopped. A signal stops it, or ``Service.stop``, or
-    ``Server.stop`` of each of its servers. (A service without a server waits too.) Once all servers
-    have closed, the tasks in ``service.nursery`` are cancelled.
+    Start the servers in the block. When the block ends, the program is ready: ``open_service``
+    tells systemd, and waits until the service stops, even if it has no server. A signal or
+    ``Service.stop`` stops the service. It also stops when each of its servers was stopped by
+    ``Server.stop``. Once all servers have closed, the tasks in ``service.nursery`` are cancelled.
 
     - SIGTERM or SIGINT (Ctrl-C) calls ``Service.stop``. A second signal stops all servers
       immediately. A signal that arrives while the block still runs also cancels the block.
-    - SIGHUP calls ``ServerTLS.reload`` for each server's current ``tls`` and for each of
-      ``reload``, then ``on_reload(service)``. Each ``Exception`` is logged at ERROR on the logger
-      ``trisock.server``. If a certificate cannot be reloaded, the old one stays in use. Signals
-      that arrive during a reload cause one more. There is no reload before the program is ready,
-      and none after it was told to stop.
-    - systemd, if it has set ``NOTIFY_SOCKET``, gets ``READY=1``, ``RELOADING=1`` (with
-      ``MONOTONIC_USEC``), ``STOPPING=1`` and, if it asks for that, ``WATCHDOG=1`` (sd_notify(3)).
-      In a forked child, nothing is sent.
+    - SIGHUP calls ``ServerTLS.reload`` for each server's current ``tls`` and for each role in
+      ``reload``. Then it calls ``on_reload(service)``. Each ``Exception`` is logged at ERROR on the
+      logger ``trisock.server``. If a certificate cannot be reloaded, the old one stays in use.
+      Any number of SIGHUPs during a reload cause one more reload. There is no reload before the
+      program is ready, and none after the stop has begun.
+    - If systemd has set ``NOTIFY_SOCKET``, it gets ``READY=1``, ``RELOADING=1`` (with
+      ``MONOTONIC_USEC``) and ``STOPPING=1``. If systemd requests it, it also gets ``WATCHDOG=1``
+      (sd_notify(3)). A forked child sends nothing.
 
     Args:
       grace: the seconds for which handlers may continue after the stop. ``None`` means as long as
         they need.
-      delay: the seconds for which servers go on accepting after the stop. Meanwhile
+      delay: the seconds for which servers continue to accept after the stop. Meanwhile
         ``Server.ready`` is False, which a health check can show to a load balancer.
-      reload: the roles that handlers pass to ``Socket.starttls``.
+      reload: more roles to reload on SIGHUP: those that handlers pass to ``Socket.starttls``.
       on_reload: a function that takes the ``Service``, sync or async.
 
     Raises:
       RuntimeError: another service runs in this program.
       TypeError, ValueError: an argument is invalid.
 
-    An exception from the block comes out as it is, and not in a group, unless a task fails too.
-    Exceptions from tasks come out in a group. Either ends the servers without grace, and so does a
-    cancellation.
+    If only the block fails, its exception is raised without a group. If a task fails, all
+    exceptions are raised in a group. An exception or a cancellation ends the servers without grace.
 
-    Signals are taken in the main thread only, which is a rule of Python. When the service ends,
-    their handlers are restored.
+    Signals are handled only in the main thread, which is a rule of Python. When the service ends,
+    the previous signal handlers are restored.
     """
     settings = _Settings(grace, delay, reload, on_reload)
     with _only_service(), SignalReceiver() as signals:
@@ -190,7 +191,7 @@ async def open_service(
 
 
 class _Settings:
-    """The arguments of ``open_service``, checked."""
+    """The checked arguments of ``open_service``."""
 
     def __init__(
         self,
@@ -202,7 +203,7 @@ class _Settings:
         seconds_or_inf("grace", grace)
         _check_delay(delay)
         if isinstance(reload, ServerTLS):
-            raise TypeError("reload must be a list of trisock.ServerTLS, not one of them")
+            raise TypeError("reload must be a list of trisock.ServerTLS, not a single one")
         self.grace = grace
         self.delay = delay
         self.reload = tuple(reload)
@@ -222,7 +223,7 @@ def _check_delay(delay: object) -> None:
 
 @contextlib.contextmanager
 def _only_service() -> Iterator[None]:
-    """Raise RuntimeError if this process is in another block like this one."""
+    """Raise RuntimeError if this process already runs another service."""
     me = object()
     if _open_services.setdefault(_fork.count, me) is not me:
         raise RuntimeError(
@@ -236,7 +237,7 @@ def _only_service() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def _open(settings: _Settings, signals: SignalReceiver) -> AsyncIterator[Service]:
-    """Do what ``open_service`` does, with signals that are received already."""
+    """Do what ``open_service`` does, with a ``SignalReceiver`` that is already receiving."""
     failure: BaseException | None = None
     try:
         try:
@@ -266,15 +267,15 @@ def _same(some: list[BaseException], others: list[BaseException]) -> bool:
 
 
 class Service(NotCopyable):
-    """The servers of a program, and the tasks beside them. ``open_service`` makes it.
+    """The servers of a program, and the tasks beside them. Made by ``open_service``.
 
     Attributes:
-      nursery: runs the servers, and tasks of the program that shall live as long as they. These
-        tasks are cancelled once all servers have closed.
+      nursery: runs the servers. The program may start other tasks in this nursery. These tasks are
+        cancelled once all servers have closed.
     """
 
-    # Invariant: _servers has each server that was bound and has not closed yet. A UDP socket counts
-    # as a server.
+    # Invariant: _servers contains each server that was bound and has not closed yet. A UDP socket
+    # counts as a server.
 
     def __init__(self, nursery: trio.Nursery, settings: _Settings) -> None:
         self.nursery = nursery
@@ -328,10 +329,10 @@ class Service(NotCopyable):
             async with trisock.open_service() as service:
                 service.nursery.start_soon(serve, await service.open_udp(7777))
 
-        The socket counts as a server. When the service stops, the socket receives no more
-        (``UDPSocket.stop_receiving``), so the loop ends. Tasks may still send. The program closes
-        the socket once it has sent its answers, as ``async with udp`` does. When the grace has
-        ended, the service closes it.
+        The socket counts as a server. When the service stops, the socket stops receiving
+        (``UDPSocket.stop_receiving``), so the loop above ends. Tasks may still send. The program
+        must close the socket once it has sent its answers, as ``async with udp`` does above. At the
+        end of the grace, the service closes the socket.
 
         Args:
           port_or_socket: a port, as in ``trisock.open_udp``, or a ``UDPSocket``, such as one that
@@ -345,7 +346,8 @@ class Service(NotCopyable):
           RuntimeError: the service was stopped.
           OSError, TypeError, ValueError: as in ``trisock.open_udp``.
 
-        A call that fails or is cancelled leaves nothing open, except a socket that it was given.
+        A call that fails or is cancelled leaves nothing open, except a ``UDPSocket`` that was
+        passed in.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_running()
@@ -385,7 +387,7 @@ class Service(NotCopyable):
         Args:
           grace: the seconds for which handlers may continue. ``None`` means as long as they need.
             The default is the ``grace`` of ``open_service``.
-          delay: the seconds for which the servers go on accepting first. The default is the
+          delay: the seconds for which the servers first continue to accept. The default is the
             ``delay`` of ``open_service``.
         """
         settings = self._settings
@@ -404,7 +406,7 @@ class Service(NotCopyable):
         self.nursery.start_soon(self._manager.feed_watchdog)
 
     async def _finish(self) -> None:
-        """Do what follows the block, until all servers have closed."""
+        """Run the service after the block, until all servers have closed."""
         self._ready = True
         self._stop_if_servers_stop()
         if not self._stopping.is_set():
@@ -416,7 +418,7 @@ class Service(NotCopyable):
             await server.wait_closed()
 
     async def _watch(self, server: Server | ServedUDP) -> None:
-        """Notice that a server was stopped, by a handler for example."""
+        """Wait until a server stops, for example because a handler has stopped it."""
         await server.closing.wait()
         self._stop_if_servers_stop()
         await server.wait_closed()

@@ -17,27 +17,30 @@ from .. import _fork
 SIGHUP: Final = getattr(signal, "SIGHUP", None)
 _SIGNALS: Final = [each for each in (signal.SIGTERM, signal.SIGINT, SIGHUP) if each is not None]
 
-# How many signals of one kind may wait to be received: the second SIGTERM means something else than
-# the first. If two are waiting at the third, the event loop is blocked.
+# The maximum number of unreceived signals of one kind. We keep two, because a second SIGTERM has
+# another meaning than the first. If two are still unreceived when a third arrives, the event loop
+# is blocked.
 _MAX_WAITING: Final = 2
 
 
 class SignalReceiver:
-    """Takes SIGTERM, SIGINT and SIGHUP in a ``with`` block, and gives them back at its end.
+    """Handles SIGTERM, SIGINT and SIGHUP in a ``with`` block, then restores their handlers.
 
-    The block may begin before Trio runs. Then a signal that comes too early is kept until a task
-    asks for it. (``trio.open_signal_receiver`` works only inside Trio. At its end it raises again
-    what nobody has received, so a Ctrl-C at the last moment would end the program with a
+    The block may begin before Trio runs. If a signal arrives before a task waits for it, the signal
+    is queued. (``trio.open_signal_receiver`` works only inside Trio. At its end, it raises
+    unreceived signals again, so a Ctrl-C at the last moment would end the program with a
     traceback.)
 
-    Python allows this only in the main thread. In another thread, no signal is taken.
+    Python allows signal handlers only in the main thread. In another thread, the block does
+    nothing.
 
-    In two cases a signal means what it meant before the block: in a forked child, and if the event
-    loop is blocked and has not received the last two signals of this kind. So Ctrl-C can stop a
-    program that is stuck in an endless loop.
+    In two cases, a signal gets the handler that it had before the block: in a forked child, and if
+    the event loop is blocked and has not received the last two signals of this kind. So Ctrl-C can
+    stop a program that is stuck in an endless loop. (If the event loop is blocked, a third SIGHUP
+    is dropped.)
 
-    Invariant: ``_previous`` has the handlers to give back, and is empty outside the block.
-    ``_waiting`` has the signals that no task has received yet, oldest first.
+    Invariant: ``_previous`` holds the handlers to restore, and is empty outside the block.
+    ``_waiting`` holds the signals that no task has received yet, oldest first.
     """
 
     def __init__(self) -> None:
@@ -62,7 +65,7 @@ class SignalReceiver:
         self._give_back()
 
     async def receive(self) -> int:
-        """Wait for the next signal, and return its number. One task may wait at a time."""
+        """Wait for the next signal, and return its number. Only one task may wait at a time."""
         self._token = trio.lowlevel.current_trio_token()
         await trio.lowlevel.checkpoint()
         while not self._waiting:
@@ -73,7 +76,7 @@ class SignalReceiver:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal. Python calls this between any two instructions of the main thread."""
         if self._forks != _fork.count:
-            # A forked child. Its copy of the token would wake the parent.
+            # This is a forked child. Its copy of the token would wake the parent.
             self._raise_as_before(signum)
         elif self._waiting.count(signum) < _MAX_WAITING:
             self._waiting.append(signum)

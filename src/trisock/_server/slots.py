@@ -27,9 +27,9 @@ _closing_of: weakref.WeakKeyDictionary[trio.CapacityLimiter, _Closing] = weakref
 
 
 class Slots:
-    """Slots for connections, and as many closing slots for those that are closing.
+    """Slots for open connections, and the same number of slots for closing connections.
 
-    A close may wait up to two seconds for its peer, and the wait costs the peer nothing. To keep
+    A close may wait up to two seconds for the peer, and this wait costs the peer nothing. To keep
     slots free for other peers, a connection that starts to close releases its slot and moves to a
     closing slot. If no closing slot is free, the connection keeps its slot until one becomes free.
     (If we closed the oldest connection immediately instead, a burst of hostile clients would
@@ -41,8 +41,8 @@ class Slots:
 
     Raises TypeError or ValueError if ``limit`` is invalid.
 
-    Invariant: ``_borrowers`` has one entry for each slot in use. (A borrower may hold only one
-    token of a limiter. The slots are alike, so it does not matter which borrower is released.)
+    Invariant: ``_borrowers`` has one entry for each slot in use. (Trio allows a borrower only one
+    token of a limiter. All slots are alike, so it does not matter which borrower is released.)
     """
 
     def __init__(self, limit: int | trio.CapacityLimiter) -> None:
@@ -76,10 +76,10 @@ class Slots:
 
     @contextlib.contextmanager
     def while_closing(self) -> Iterator[None]:
-        """Release the slot of a connection that is closed in this block.
+        """Release the slot of a connection that this block closes.
 
-        If a closing slot is free, the slot is released at the start. Otherwise it is released when
-        another connection leaves a closing slot, or at the end of the block.
+        If a closing slot is free, the connection's slot is released at the start. Otherwise it is
+        released when another connection leaves a closing slot, or at the end of the block.
         """
         closing = self._closing
         close = object()
@@ -96,7 +96,7 @@ class Slots:
                 self._fill_closing_slots()
 
     def _fill_closing_slots(self) -> None:
-        """Move the oldest closing connections to the closing slots that are free."""
+        """Move the oldest closing connections to the free closing slots."""
         closing = self._closing
         while closing.waiting and closing.in_use < self._limiter.total_tokens:
             slots = closing.waiting.pop(next(iter(closing.waiting)))

@@ -11,18 +11,18 @@ class ServerStats:
 
     Attributes:
       accepted: connections accepted since the start.
-      active: connections that are open now: in the handshake, the handler or the close.
+      active: connections that are open now, whether in the handshake, in the handler or closing.
       dropped: connections that died before they could be accepted.
       refused: connections that were accepted but not given to the handler, because their address
         was not admitted (``max_connections_per_host``, ``admit``) or the server was stopping.
-      untrusted_proxies: connections that came from elsewhere than from ``bind(trusted_proxies=)``.
-      bad_proxy_headers: connections of a trusted proxy without a valid PROXY header.
-      failed_handshakes: TLS handshakes that failed or timed out: those of ``bind(tls=)``, and those
-        of a handler's own ``starttls``.
+      untrusted_proxies: connections refused because the peer is not in ``bind(trusted_proxies=)``.
+      bad_proxy_headers: connections refused because a trusted proxy sent no valid PROXY header.
+      failed_handshakes: TLS handshakes that failed or timed out, both of ``bind(tls=)`` and of a
+        handler's own ``starttls``.
       handler_errors: connections whose handler raised an ``Exception`` that the peer did not cause.
-        Each is logged with its traceback.
+        Each exception is logged with its traceback.
       peer_errors: connections whose handler ended with an error that the peer can cause: the peer
-        vanished, broke TLS, or sent a line that was too long.
+        vanished, violated the TLS protocol, or sent a line that was too long.
       aborted: connections that ``broadcast`` aborted because they were too slow.
       cancelled: handlers that were cancelled, for example because the grace of ``stop`` had ended.
     """

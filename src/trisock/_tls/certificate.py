@@ -35,7 +35,7 @@ class Certificate:
     """A certificate chain and its private key, checked to match.
 
     Args:
-      chain: the certificates in PEM, the server's (or client's) own first.
+      chain: the certificates in PEM. The first one is the server's (or client's) own certificate.
       private_key: the key of the first certificate, in PEM: RSA, ECDSA, Ed25519 or Ed448. It may be
         encrypted.
       password: the password of an encrypted key.
@@ -48,10 +48,10 @@ class Certificate:
       OSError: no file can be created for OpenSSL, which reads certificates from files only.
 
     Anything outside the PEM blocks is ignored. Each certificate is sent once, in the order given.
-    Certificates are immutable, compare by value, and never show their key. Copying one returns the
-    same object, and pickling one raises ``TypeError``. A server selects a certificate by its DNS
-    names or, if it has no DNS names, by its common name. (Many clients refuse such a certificate,
-    also ``ClientTLS``: RFC 9525, section 2.)
+    ``Certificate`` objects are immutable, compare by value, and never show their key. A copy is the
+    same object, and pickling raises ``TypeError``. A server selects a certificate by its DNS names.
+    If a certificate has no DNS names, the server uses its common name. (But many clients, including
+    ``ClientTLS``, refuse a certificate without DNS names: RFC 9525, section 2.)
     """
 
     __slots__ = ("_chain", "_files", "_password", "_private_key", "key_kind", "names", "not_after")
@@ -60,12 +60,12 @@ class Certificate:
     names: tuple[str, ...]
     #: The type of the key, such as ``"RSA"``. A client decides which key types it accepts.
     key_kind: str
-    #: The end of the validity, in UTC. A chain may end earlier, with one of its other certificates.
+    #: The end of the first certificate's validity, in UTC. Others in the chain may expire earlier.
     not_after: datetime.datetime
     _chain: bytes
     _private_key: bytes
     _password: bytes | None
-    #: The files of ``from_files``: the chain's, and the key's. ``None`` means the same file.
+    #: The paths from ``from_files``: the chain's, and the key's (``None``: the same file).
     _files: tuple[str, str | None] | None
 
     # Invariant: OpenSSL has accepted _chain with _private_key. Both are PEM that ``pem`` has
@@ -124,8 +124,8 @@ class Certificate:
     ) -> Certificate:
         """Read a certificate and its key from two PEM files, or from one file that holds both.
 
-        ``ServerTLS.reload`` reads the files again. (So they are found again after a ``chdir``, but
-        not after a ``chroot``.)
+        ``ServerTLS.reload`` reads the files again, by their absolute paths. (So it works after a
+        ``chdir``, but not after a ``chroot``.)
 
         Raises ``OSError`` if a file cannot be read, and all errors of ``Certificate()``.
         """
@@ -246,7 +246,7 @@ def _to_bytes(value: object, what: str) -> bytes:
 def _password_argument(value: object) -> bytes:
     if not isinstance(value, str):
         return _to_bytes(value, "password")
-    with contextlib.suppress(UnicodeEncodeError):  # its message quotes the password
+    with contextlib.suppress(UnicodeEncodeError):  # the error would quote the password
         return value.encode(errors="surrogateescape")  # restores undecodable bytes of os.environ
     raise ValueError("password has characters that cannot be encoded")
 
@@ -298,8 +298,8 @@ def _load_key(pem: bytes, password: bytes | None) -> PrivateKeyTypes:
 
 
 def _redacted(exc: Exception) -> str:
-    # Drop quoted text. If a BEGIN line has lost its dashes, the parser takes the whole key for the
-    # label of a PEM block, and quotes it: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
+    # Drop quoted text. If a BEGIN line has lost its dashes, the parser mistakes the whole key for
+    # the label of a PEM block, and quotes the key: MismatchedTags("PRIVATE KEY\nMIIE...", ...).
     return printable(str(exc).partition('("')[0]) or type(exc).__name__
 
 

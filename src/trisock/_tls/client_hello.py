@@ -149,7 +149,7 @@ def parse_client_hello(body: bytes) -> ClientHello:
 
 
 def _extensions(body: bytes, at: int) -> dict[int, bytes]:
-    """Return the data of each extension, by type. They fill ``body`` from ``at`` to its end."""
+    """Return the data of each extension, by type. The extensions end where ``body`` ends."""
     at, end = _vector(body, at, 2)
     if end != len(body):
         raise ValueError("bytes follow the extensions")
@@ -176,7 +176,7 @@ def _first_name(extension: bytes) -> bytes:
         raise ValueError("not a list of host names")
     start, end = _vector(extension, at + 1, 2)
     if end != len(extension) or start == end:
-        raise ValueError("not one name")
+        raise ValueError("not exactly one name")
     return extension[start:end]
 
 

@@ -47,8 +47,8 @@ def client_context(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     # By default, OpenSSL compares the common name if the subjectAltName has no DNS names. RFC 9525,
-    # section 2, forbids it: any text may be a common name, and authorities do not check it as a
-    # host name.
+    # section 2, forbids this: any text may be a common name, and authorities do not check that the
+    # common name is a host name.
     context.hostname_checks_common_name = False
     _set_common(context, alpn_protocols)
     if require_ecdhe:
@@ -59,10 +59,10 @@ def client_context(
 
 
 class ServerContexts:
-    """A server's contexts, by the name that a client requests.
+    """Selects a server's context by the name that the client requests.
 
-    They differ only in their certificates. All have the same ALPN protocols, versions, ciphers and
-    authorities for client certificates.
+    The contexts differ only in their certificates. All have the same ALPN protocols, versions,
+    ciphers and authorities for client certificates.
 
     ``ssl`` cannot disable OpenSSL's session cache. If a TLS 1.2 client does not support tickets,
     the cache keeps the session for two hours, with the client's whole certificate chain. So clients
@@ -72,8 +72,8 @@ class ServerContexts:
     force extra rebuilds. The sessions of a replaced context are freed when its last connection
     ends.
 
-    Invariant: ``_stateful`` holds the stateful context of each selection of certificates that was
-    requested so far, and how many more connections may use it.
+    Invariant: for each selection of certificates that needed a stateful context so far,
+    ``_stateful`` holds this context and the number of connections that may still use it.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class CurrentContexts:
     with a lower number than the current ones are not used, because their files were read earlier.
 
     Attributes:
-      read: what was read from files for the current contexts.
+      read: the certificates and authorities of the current contexts.
       contexts: the current contexts.
     """
 
@@ -160,7 +160,7 @@ class CurrentContexts:
         return next(self._numbers)
 
     def replace(self, number: int, read: object, contexts: ServerContexts) -> bool:
-        """Use other contexts, unless a later reload was faster. Return whether they are used."""
+        """Use new contexts, unless a later reload was faster. Return whether they are used."""
         with self._lock:
             if number < self._number:
                 return False

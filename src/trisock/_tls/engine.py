@@ -36,7 +36,7 @@ ResultT = TypeVar("ResultT")
 
 
 class TLSState(enum.Enum):
-    """The state of a TLS connection. ``TRANSITIONS`` lists the states that may follow each."""
+    """The state of a TLS connection. ``TRANSITIONS`` lists the next states of each state."""
 
     HANDSHAKE = enum.auto()
     OPEN = enum.auto()
@@ -65,8 +65,8 @@ class TLSEngine:
     ``trio.SSLStream`` does the handshake and the shutdown. It expects an ``ssl.SSLContext`` and an
     ``ssl.SSLObject``, and uses five of their attributes: ``wrap_bio``, ``do_handshake``,
     ``unwrap``, ``server_side`` and ``version``. The engine has these five attributes, and takes the
-    place of both objects. Real objects would hide the memory BIOs from us, and with them the
-    session tickets and the alerts that OpenSSL writes.
+    place of both objects. With real objects, we could not access the memory BIOs, into which
+    OpenSSL writes session tickets and alerts.
 
     A server's ``SSLObject`` is created when the ClientHello is complete, because the ClientHello
     selects the context. (If the user passed a context, the ``SSLObject`` is created immediately,
@@ -74,7 +74,7 @@ class TLSEngine:
 
     Args:
       role: our TLS role, and the peer that we expect.
-      peer: returns the peer's address, for errors.
+      peer: returns the peer's address, for error messages.
       remember: called with each error before it is raised, so that the connection recognizes its
         own errors.
 
@@ -169,7 +169,7 @@ class TLSEngine:
             clear_error_queue()
         if self._role.server_side and self.version() == "TLSv1.3":
             # We send the session tickets with the first data. If we sent them now, and the client
-            # closed without reading them, the data that it has sent would be lost
+            # closed without reading them, the data that the client has sent would be lost
             # (https://github.com/python-trio/trio/issues/819).
             self._tickets = self.outgoing.read()
 
@@ -180,7 +180,7 @@ class TLSEngine:
             raise self.fail(str(exc)) from None
         if hello is None:
             raise ssl.SSLWantReadError
-        # Replay the hello to OpenSSL, one record at a time.
+        # Replay the ClientHello to OpenSSL, one record at a time.
         self.incoming.restart(reader.wire())
         self._incoming_bio.write(self.incoming.take())
         self._hello = None
@@ -195,9 +195,9 @@ class TLSEngine:
     def unwrap(self) -> None:
         """Advance the shutdown. Raises ``ssl.SSLWantReadError`` until it is finished.
 
-        SSL_shutdown mistakes a fatal alert for ``close_notify``. So we then call ``read``, which
-        raises if the peer sent an alert. This also removes the alert's error from the thread's
-        queue, where the error would make the next connection fail.
+        SSL_shutdown mistakes a fatal alert for ``close_notify``. So we call ``read`` afterwards,
+        which raises if the peer sent an alert. This also removes the alert's error from the
+        thread's queue, where the error would make the next connection fail.
         """
         self.check()
         self._enter(TLSState.CLOSING)
@@ -333,7 +333,7 @@ class TLSEngine:
     # ---- writing ----
 
     def write(self, data: bytes | memoryview) -> bool:
-        """Encrypt. Returns False if OpenSSL must first read the rest of a TLS message."""
+        """Encrypt ``data``. Returns False if OpenSSL must first read the rest of a TLS message."""
         if self.failure is not None or self._forks != _fork.count:
             self.check()
         try:
@@ -346,7 +346,7 @@ class TLSEngine:
 
     @property
     def unsent(self) -> int:
-        """The number of encrypted bytes to send, without tickets (sent with the first data)."""
+        """The number of encrypted bytes to send. Session tickets do not count."""
         return len(self._unsent) + self.outgoing.pending
 
     def data_to_send(self) -> bytes:

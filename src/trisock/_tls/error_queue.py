@@ -10,9 +10,9 @@ import threading
 def clear_error_queue() -> None:
     """Clear OpenSSL's error queue, which all connections of a thread share.
 
-    An OpenSSL call may leave an error in the queue even if the call succeeds. Python does not
-    clear the queue then (https://github.com/python/cpython/issues/81891), and the next WANT_READ is
-    reported as this error. OpenSSL clears the queue when a handshake starts, and when there is
+    An OpenSSL call may leave an error in the queue even if the call succeeds. Python does not clear
+    the queue then (https://github.com/python/cpython/issues/81891). So Python reports the next
+    WANT_READ as this error. OpenSSL clears the queue when a handshake starts, and when there is
     nothing to read. So we do a handshake that never has anything to read.
     """
     with contextlib.suppress(ssl.SSLWantReadError):

@@ -1,15 +1,16 @@
-"""The only parser of PEM (RFC 7468), for chains, keys and authorities.
+"""Parse PEM (RFC 7468): chains, keys and authorities. No other module parses PEM.
 
 OpenSSL, ``cryptography`` and ``ssl`` each parse PEM in their own way, and accept different input.
-So this module parses the input once, and the three get the result: DER, or PEM that this module has
-written.
+So this module parses the input once, and the three libraries get only its result: DER, or PEM that
+this module has written.
 
 - A block begins on a line of its own, or right after the end of another block. Spaces, a byte order
-  mark and other bytes that are not visible ASCII may precede it on its line. A block that is
+  mark and other bytes that are not visible ASCII may precede the block on its line. A block that is
   commented out is ignored, because the user does not want to trust it.
 - Anything outside the blocks is ignored, whatever its encoding. A block whose type the caller did
   not ask for is also ignored.
-- A damaged block is an error if the caller asked for its type. It must not be dropped silently.
+- A damaged block is an error if the caller asked for its type. Such a block must not be dropped
+  silently.
 
 No error quotes the input, which may be a key.
 """
@@ -74,7 +75,7 @@ def certificates(data: bytes) -> list[bytes]:
     for block in blocks(data):
         if block.label in _CERTIFICATES:
             der = _decode(block.body)
-            if block.label == "TRUSTED CERTIFICATE":  # OpenSSL's trust settings follow
+            if block.label == "TRUSTED CERTIFICATE":  # OpenSSL's trust settings follow it
                 der = der[: _der_size(der)]
             found[der] = None
     if not found:

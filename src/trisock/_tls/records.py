@@ -1,4 +1,4 @@
-"""TLS records, without I/O: input is split for OpenSSL, and output is split and coalesced."""
+"""TLS records, without I/O: split ciphertext for OpenSSL, and split or coalesce data to send."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _MAX_CIPHERTEXT = _HEADER_SIZE + 16384 + 2048
 _DATA_HEADER = b"\x17\x03\x03"
 
 # At most this many empty records are decrypted before other tasks run. A key update also counts as
-# empty. It costs a few microseconds and 22 bytes, and an honest peer sends one at a time. (Go
-# closes the connection after 16 such records in a row.)
+# empty. An empty record has 22 bytes on the wire, and decrypting it takes a few microseconds. An
+# honest peer sends one at a time. (Go closes the connection after 16 such records in a row.)
 MAX_EMPTY_RECORDS = 16
 
 # The maximum number of bytes that are encrypted for one system call. This bounds the ciphertext in
@@ -24,9 +24,9 @@ SEND_SIZE = 65536
 class IncomingCiphertext:
     """Ciphertext that was read from the kernel but not passed to OpenSSL yet.
 
-    OpenSSL gets only one or a few records at a time, for two reasons. A ``MemoryBIO`` keeps as much
-    memory as its largest write needed. And OpenSSL's read function decrypts record after record,
-    until it has found data.
+    OpenSSL gets only one or a few records at a time, for two reasons. A ``MemoryBIO`` never frees
+    the memory that its largest write needed. And OpenSSL's read function decrypts any number of
+    empty records in one call, until it finds data.
 
     Invariant: if ``_record_left`` is 0 and ``_header`` is empty, the next byte starts a record.
     Otherwise ``_header`` is the part of a split header that OpenSSL already has, or
@@ -34,7 +34,7 @@ class IncomingCiphertext:
     not speak TLS, the sizes are meaningless but harmless: OpenSSL still gets all bytes in order.
 
     Attributes:
-      pending: the number of bytes held.
+      pending: the number of these bytes.
     """
 
     __slots__ = ("_data", "_header", "_record_left", "_start", "pending")
@@ -55,7 +55,7 @@ class IncomingCiphertext:
         self.pending = len(data)
 
     def take(self) -> bytes | memoryview:
-        """Remove and return the oldest record, or the part that has arrived (possibly ``b""``)."""
+        """Remove and return the oldest record, or the part of it that has arrived, if any."""
         data, start, size = self._data, self._start, self._record_left
         if not size:
             if self.pending < _HEADER_SIZE or self._header:
@@ -122,7 +122,7 @@ class IncomingCiphertext:
         return data
 
     def restart(self, data: bytes) -> None:
-        """Put ``data`` in front of the held bytes. The first byte of ``data`` starts a record."""
+        """Put ``data`` before the pending bytes. The first byte of ``data`` starts a record."""
         data += self.take_all()
         self._header, self._record_left = b"", 0
         self.write(data)

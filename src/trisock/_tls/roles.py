@@ -1,4 +1,4 @@
-"""The two TLS roles, ``ClientTLS`` and ``ServerTLS``, and how arguments are turned into roles.
+"""The two TLS roles, ``ClientTLS`` and ``ServerTLS``, and the conversion of arguments to roles.
 
 Every mistake in an option is found here, before a byte is sent.
 """
@@ -45,7 +45,7 @@ class ClientTLS:
         subjectAltName. A common name does not count (RFC 9525, section 2). The default is the host
         given to ``connect``.
       ca: the certificates to trust, instead of the system's trust store: in PEM, or the
-        ``pathlib.Path`` of a file. Besides roots, they may be intermediates or the server's own
+        ``pathlib.Path`` of a file. They may be roots, intermediates or the server's own
         certificate, because verification stops at a trusted certificate.
       alpn_protocols: the protocols to offer, in order of preference (RFC 7301).
       certificate: the client certificate to send if the server requests one.
@@ -53,7 +53,7 @@ class ClientTLS:
         from an attacker in the middle.
       require_ecdhe: whether to offer, for TLS 1.2, only the cipher suites that ``ServerTLS``
         accepts: ECDHE, which has forward secrecy, with AES-GCM or ChaCha20-Poly1305 (RFC 9325,
-        section 4.2). TLS 1.3 has no others.
+        section 4.2). TLS 1.3 is not affected.
 
     Raises ``ValueError`` or ``TypeError`` if an argument is invalid, and ``OSError`` if the file
     cannot be read. Immutable.
@@ -113,22 +113,22 @@ class ServerTLS:
     Args:
       certificates: one or more certificates. The name that the client requests (SNI) selects one. A
         name may have one certificate of each key type. If several certificates of one key type
-        match, an exact name wins over a wildcard, and then the first certificate wins. A client
-        that requests no name, or an unknown name, gets the first certificate.
+        match, an exact name wins over a wildcard. Among equal matches, the first certificate wins.
+        A client that requests no name, or an unknown name, gets the first certificate.
       alpn_protocols: the supported protocols, in order of preference (RFC 7301).
-      require_alpn: whether to reject a client that supports none of these protocols.
+      require_alpn: whether to reject a client that supports none of ``alpn_protocols``.
       client_ca: the certificates to trust when client certificates are verified: in PEM, or the
-        ``pathlib.Path`` of a file. Besides roots, they may be intermediates or clients' own
-        certificates, because verification stops at a trusted certificate. If ``client_ca`` is
-        given, the server requests a certificate from each client, and rejects an invalid one.
+        ``pathlib.Path`` of a file. They may be roots, intermediates or clients' own certificates,
+        because verification stops at a trusted certificate. If ``client_ca`` is given, the server
+        requests a certificate from each client, and rejects an invalid one.
       require_client_certificate: whether to also reject a client that sends no certificate.
 
-    The other settings apply to all certificates. A TLS 1.2 client without ticket support
-    can resume only a recent session, because the server stores at most 16 ended sessions.
+    The other arguments apply to all certificates. A TLS 1.2 client without ticket support can
+    resume only a recent session, because the server stores at most 16 ended sessions.
 
     Raises ``ValueError`` or ``TypeError`` if an argument is invalid, and ``OSError`` if the file
-    cannot be read. Immutable, except that ``reload`` changes what is read from files. A copy is the
-    same object.
+    cannot be read. Immutable, except that ``reload`` reads the files again. A copy is the same
+    object.
     """
 
     certificates: CertificateLike | Sequence[CertificateLike]
@@ -136,7 +136,7 @@ class ServerTLS:
     require_alpn: bool = field(default=False, kw_only=True)
     client_ca: str | bytes | Path | None = field(default=None, kw_only=True, repr=False)
     require_client_certificate: bool = field(default=False, kw_only=True)
-    # Not fields, as in ClientTLS. A relative path would not survive a ``chdir``.
+    # Not fields, as in ClientTLS. The path is absolute, so that it survives a ``chdir``.
     _client_ca_path = cast("Path | None", None)
     _built = cast("CurrentContexts", None)
 
@@ -173,14 +173,15 @@ class ServerTLS:
     def reload(self) -> bool:
         """Read the files again: those of ``Certificate.from_files``, and ``client_ca``'s ``Path``.
 
-        Each later handshake uses what the files contain now: in ``bind(tls=)``, and in each
-        ``starttls`` with this object. Handshakes in progress are not disturbed, and connections go
-        on. No older session can be resumed, so a client that the new ``client_ca`` rejects cannot
-        get in with one. The fields, equality and hash stay those of the arguments.
+        Later handshakes use the new content of the files, both in ``bind(tls=)`` and in each
+        ``starttls`` with this object. Handshakes in progress and open connections are not
+        disturbed. TLS sessions from before the reload cannot be resumed, so a client that the new
+        ``client_ca`` rejects cannot connect by resuming one. The fields, equality and hash still
+        depend only on the arguments.
 
-        Call this after a writer has finished: a chain that lacks its last certificates may look
-        complete. It reads files and may take milliseconds. It may be called in any thread. If calls
-        overlap, the one that began last decides.
+        Call this only when the files are completely written: a chain that lacks its last
+        certificates may look complete. The call reads files and may take milliseconds. It may be
+        made in any thread. If calls overlap, the result of the call that began last is used.
 
         Returns: whether anything has changed.
 
@@ -231,7 +232,7 @@ class TLSRole:
     require_alpn: bool = False
     #: The contexts from which the ClientHello selects. None for a client or a user's context.
     sni_contexts: CurrentContexts | None = None
-    #: What was given, or made from bare certificates. ``reload`` changes its later handshakes.
+    #: The ``ServerTLS`` that was passed, or that was made from certificates, for ``reload``.
     server_tls: ServerTLS | None = None
 
     def failure(self, phase: str, peer: Address, why: str) -> TLSError:

@@ -1,4 +1,4 @@
-"""What the cryptography package reads from certificates and keys.
+"""Read certificates and keys with the cryptography package.
 
 Importing that package takes 35 ms, a sixth of ``import trisock``. So other modules import this one
 only when a program makes its first certificate or TLS role.
@@ -25,7 +25,7 @@ load_key = serialization.load_pem_private_key
 
 
 def names_of(leaf: x509.Certificate) -> tuple[str, ...]:
-    """Return the names that a certificate is valid for, as ``Certificate.names``."""
+    """Return the names that a certificate is valid for, in the form of ``Certificate.names``."""
     found: list[str] = []
     with contextlib.suppress(x509.ExtensionNotFound):
         extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -43,7 +43,7 @@ def public_bytes(key: PublicKeyTypes) -> bytes:
 
 
 def kind_of(key: PrivateKeyTypes, leaf: x509.Certificate, public_key: bytes) -> str | None:
-    """Return the type of a key, such as ``"RSA"``. ``None``: TLS does not support the type.
+    """Return the type of a key, such as ``"RSA"``, or ``None`` if TLS does not support the type.
 
     Args:
       leaf: the certificate of this key.
@@ -60,7 +60,7 @@ def kind_of(key: PrivateKeyTypes, leaf: x509.Certificate, public_key: bytes) -> 
 
 
 def end_point(certificate: bytes) -> bytes | None:
-    """Return the hash for ``tls-server-end-point``. ``None``: the signature has no single hash."""
+    """Return the hash for ``tls-server-end-point``, or ``None`` if the signature uses no hash."""
     leaf = load_certificate(certificate)
     algorithm = leaf.signature_hash_algorithm
     if algorithm is None:  # Ed25519, Ed448

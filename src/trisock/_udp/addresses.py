@@ -14,11 +14,11 @@ from .packet_info import MAPPED_PREFIX, needs_zone
 
 SockAddr: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
 
-# Interface numbers are C ints. A larger one would not fit a structure, or would wrap around in
-# ``sendto`` and so name another interface.
+# Interface numbers are C ints. A larger number would not fit into a structure, or would wrap around
+# in ``sendto`` and select another interface.
 _MAX_INTERFACE = (1 << 31) - 1
 
-#: What EAFNOSUPPORT leaves out.
+#: The advice for the error EAFNOSUPPORT.
 ONLY_IPV4 = "this socket has only IPv4"
 
 # Address(host, port) costs three times as much.
@@ -30,7 +30,7 @@ def address_from(sockaddr: Any) -> Address:
     if len(sockaddr) == 2:
         return _new_address(Address, sockaddr)
     host, port, _, scope_id = sockaddr
-    if host.startswith("::ffff:") and "." in host:  # the text is inet_ntop's
+    if host.startswith("::ffff:") and "." in host:  # inet_ntop writes it in this form
         return _new_address(Address, (host[7:], port))
     if scope_id:
         host = f"{host}%{zone_name(scope_id)}"
@@ -51,7 +51,7 @@ def check_address(name: str, address: object) -> tuple[str, int]:
 
 
 def pack_host(host: str) -> tuple[bytes, int] | None:
-    """Return the packed address of a host, and its interface or 0. ``None`` if it is a name.
+    """Return the packed address of a host and its interface (or 0), or ``None`` for a name.
 
     Raises ``OSError`` (``ENODEV``) if there is no such interface.
     """
@@ -84,7 +84,7 @@ def interface_index(interface: str | int) -> int:
 
 
 def sockaddr_for(family: int, host: str, port: int) -> SockAddr | None:
-    """Return what ``sendto`` takes on a socket of this family. ``None`` if the host is a name.
+    """Return the sockaddr for ``sendto`` on a socket of this family, or ``None`` for a name.
 
     Raises ``OSError`` if the socket cannot reach addresses of this kind (``EAFNOSUPPORT``), or if
     there is no such interface (``ENODEV``).
@@ -108,16 +108,16 @@ def sockaddr_for(family: int, host: str, port: int) -> SockAddr | None:
 
 
 def advice_for_broadcast(exc: OSError) -> str:
-    """Return what a connect or a send to a broadcast address leaves out, or ``""``."""
+    """Return advice for the error of a connect or send to a broadcast address, or ``""``."""
     if exc.errno == errno.EACCES:
-        return "if it is a broadcast address, enable broadcast on the socket"
+        return "if this is a broadcast address, enable broadcast on the socket"
     return ""
 
 
 def pack_for(family: int, host: str) -> tuple[bytes, int] | None:
-    """Return the packed address of a host for a socket of this family, and its interface or 0.
+    """Return the packed address of a host for a socket of this family, and its interface (or 0).
 
-    ``None`` if the host is a name. Raises ``OSError`` as ``sockaddr_for`` does.
+    Returns ``None`` for a name. Raises ``OSError`` as ``sockaddr_for`` does.
     """
     found = pack_host(host)
     if found is None:

@@ -12,13 +12,14 @@ class Datagram(NamedTuple):
 
     Attributes:
       data: the payload, which may be empty.
-      address: the address of the sender. To answer, pass it to ``UDPSocket.send``. Anyone can forge
-        it. Its port may be 0, and then nobody can answer (RFC 768).
+      address: the address of the sender, which anyone can forge. To answer, pass this address to
+        ``UDPSocket.send``. If its port is 0, no answer is possible (RFC 768).
       destination: the local address that the datagram was sent to: an address of this machine, a
-        group or a broadcast address. To answer from it, pass it to ``UDPSocket.send`` as
-        ``source``. ``None`` where the system does not tell (Windows, unless the socket has one
+        group or a broadcast address. To answer from this address, pass it to ``UDPSocket.send`` as
+        ``source``. ``None`` if the system does not report it (on Windows, unless the socket has one
         local address).
-      truncated: whether the datagram was longer than ``max_bytes``. The rest of it is lost.
+      truncated: whether the datagram was longer than ``max_bytes``. If so, its other bytes are
+        lost.
 
     ``repr`` does not show the data, which may be a secret.
     """

@@ -1,4 +1,4 @@
-"""Endpoint: the descriptor of a UDP socket, its addresses, its options, and its end."""
+"""Endpoint: the descriptor of a UDP socket, its addresses, its options, and its close."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .syscalls import dropped_datagrams, receiver, request_packet_info
 # The errnos (Unix, Windows) of calls on a descriptor that is closed.
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 
-# Among this many calls in a row that need not wait, at least one is a schedule point. A pass
-# through the scheduler costs as much as a call (benchmark row udp-echo64).
+# If this many calls in a row do not wait, at least one of them is a schedule point. A pass through
+# the scheduler costs as much as a call (benchmark row udp-echo64).
 _CALLS_PER_CHECKPOINT = 16
 
 
@@ -48,7 +48,7 @@ class UDPInfo:
 
 
 class Endpoint(NotCopyable, trio.abc.AsyncResource):
-    """What receiving and sending share. This is a base class of ``UDPSocket``.
+    """The state and the methods that receiving and sending share. A base class of ``UDPSocket``.
 
     Args: as in ``UDPSocket``.
 
@@ -69,11 +69,11 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         self._destinations = Destinations(self._local.port)
         self._sources = Sources(self._family, self._local)
         self._receive = receiver(self._socket, self._peer is not None)
-        self._receiving = ConflictDetector("receiving from", str(self))  # self would be a cycle
+        self._receiving = ConflictDetector("receiving from", str(self))  # self: a reference cycle
         self._calls_left = 0
         self._rest: int | None = None
         self._send_lock: trio.Lock | None = None
-        # Of the sends that look up a name. Closing the socket cancels them.
+        # The cancel scopes of sends that look up a name. Closing the socket cancels these scopes.
         self._lookups: set[trio.CancelScope] = set()
         self._closed = trio.Event()
 
@@ -97,7 +97,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Close the socket. The same as ``close``, also if cancelled."""
+        """Close the socket. The same as ``close``, even if cancelled."""
         await self.close()
 
     def abort(self) -> None:
@@ -130,12 +130,13 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
     def getlocal(self) -> Address:
         """Return our own address, even after ``close``.
 
-        The host is ``"::"`` or ``"0.0.0.0"`` if the socket has all addresses of this machine.
+        The host is ``"::"`` or ``"0.0.0.0"`` if the socket is bound to all addresses of this
+        machine.
         """
         return self._local
 
     def getpeer(self) -> Address | None:
-        """Return the one peer (of ``connect_udp``), even after ``close``, or ``None``."""
+        """Return the one peer (see ``connect_udp``) or ``None``. Also works after ``close``."""
         return self._peer
 
     def info(self) -> UDPInfo:
@@ -179,12 +180,12 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
     # ---- for the methods of the subclasses ----
 
     async def _schedule(self) -> None:
-        """Let other tasks run, after a call that need not wait."""
+        """Let other tasks run, after a call that did not wait."""
         self._calls_left = _CALLS_PER_CHECKPOINT - 1
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _count_call(self) -> None:
-        """Count a call that did not wait. A loop that repeats a failing call must not starve."""
+        """Count a call that did not wait: a loop of failing calls must not starve other tasks."""
         if self._calls_left:
             self._calls_left -= 1
         else:
@@ -203,7 +204,7 @@ class Endpoint(NotCopyable, trio.abc.AsyncResource):
 
 
 def is_wildcard(host: str) -> bool:
-    """Return whether a socket with this host has all addresses of the machine."""
+    """Return whether a socket with this host is bound to all addresses of the machine."""
     return host in ("0.0.0.0", "::")  # noqa: S104
 
 
@@ -224,7 +225,7 @@ def _adopt(sock: socket.socket | trio.socket.SocketType) -> socket.socket:
 def _is_bound(sock: socket.socket | trio.socket.SocketType) -> bool:
     try:
         return bool(sock.getsockname()[1])
-    except OSError:  # WSAEINVAL: how Windows says no
+    except OSError:  # WSAEINVAL on Windows: the socket is not bound
         return False
 
 

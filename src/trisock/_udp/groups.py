@@ -1,4 +1,4 @@
-"""Multicast groups: join and leave them, and receive no groups that only others have joined."""
+"""Multicast groups: join and leave them, and ignore groups that only other sockets joined."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .._arguments import quoted
 from .._text import printable
 from .addresses import ONLY_IPV4, interface_index, pack_host
 
-# On Linux, a socket receives by default all groups that any socket of this machine has joined.
+# By default, a Linux socket receives from all groups that any socket of this machine has joined.
 # These options turn that off (ip(7); include/uapi/linux/in6.h). Python has no names for them.
 _IP_MULTICAST_ALL = 49
 _IPV6_MULTICAST_ALL = 29
 
-# Windows takes the number of an interface as an address in 0.0.0.0/8 (struct ip_mreq). Other
-# systems take it as a number of its own, behind an address (struct ip_mreqn).
+# On Windows, the number of an interface is encoded as an address in 0.0.0.0/8 (struct ip_mreq). On
+# other systems, the number has a field of its own, after an address (struct ip_mreqn).
 _IP_MREQ = struct.Struct("!4sI") if sys.platform == "win32" else struct.Struct("@4s4xi")
 
 # struct ipv6_mreq (RFC 3493, section 5.2).
@@ -28,12 +28,12 @@ _IPV6_MREQ = struct.Struct("@16sI")
 
 
 def only_joined_groups(sock: socket.socket) -> None:
-    """Make a socket receive only the groups that it joins itself."""
+    """Make a socket receive only from groups that it joins itself."""
     if sys.platform == "linux":  # pragma: no branch (tests run on Linux)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
         if sock.family == socket.AF_INET6:
-            with contextlib.suppress(OSError):  # Linux has it since 4.20
+            with contextlib.suppress(OSError):  # supported since Linux 4.20
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
 
 
@@ -57,7 +57,7 @@ def _change(
 ) -> None:
     """Change the membership of a socket in a group.
 
-    On Linux, the options of IPv4 also work on a socket of family AF_INET6 that has both.
+    On Linux, the options of IPv4 also work on an AF_INET6 socket that supports both families.
     """
     _check(group, interface)
     where = "" if interface is None else f" on the interface {printable(str(interface))}"

@@ -7,8 +7,8 @@ from .._arguments import quoted
 from .addresses import check_address, pack_for
 from .packet_info import AncillaryItem, destination_host, source_item
 
-# Both remember what they have converted, because most programs have few addresses. The sender of a
-# datagram chooses its destination, so the number is bounded.
+# Both classes cache their conversions, because most programs use few addresses. The size of the
+# cache is limited, because senders choose the destinations.
 _MAX_REMEMBERED = 256
 
 
@@ -27,7 +27,7 @@ class Destinations:
 
     def find(self, ancillary: list[AncillaryItem]) -> Address | None:
         """Return the destination of a datagram, or ``None`` if its ancillary data lacks it."""
-        if len(ancillary) != 1:  # the program has asked for more
+        if len(ancillary) != 1:  # the program has requested other data
             host = destination_host(ancillary)
             return None if host is None else Address(host, self._port)
         key = ancillary[0][2]
@@ -48,7 +48,7 @@ class Sources:
 
     Args:
       family: the family of the socket.
-      local: its own address.
+      local: the socket's own address.
     """
 
     __slots__ = ("_family", "_known", "_local")

@@ -22,8 +22,8 @@ from .syscalls import request_packet_info
 # What ``getaddrinfo`` returns.
 _Found: TypeAlias = "Sequence[tuple[int, int, int, str, tuple[Any, ...]]]"
 
-# The errnos of an address that is not there: the family is missing or disabled, or the address
-# belongs to another machine. The next address is tried.
+# The errnos for an address that this machine does not have: the family is missing or disabled, or
+# the address belongs to another machine. After these errors, we try the next address.
 _MISSING = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
@@ -72,13 +72,13 @@ async def open_udp(
     Args:
       port: 0 to 65535; 0 lets the system choose a free port (see ``UDPSocket.getlocal``).
       host: the local address or name. ``None`` means all addresses of this machine, IPv4 and IPv6,
-        on one socket. If ``host`` is a name, the socket gets the first of its addresses that
+        on one socket. If ``host`` is a name, the socket is bound to the name's first address that
         belongs to this machine. ``"::"`` is IPv6 only, and ``"0.0.0.0"`` is IPv4 only.
       reuse_port: share the port with other sockets of the same user; the kernel distributes the
         senders among them (``SO_REUSEPORT``).
-      reuse_address: share the port with other sockets, each of which gets the datagrams of its
-        groups and the broadcasts (``SO_REUSEADDR``). Programs for mDNS or SSDP need it. Any program
-        with this option may then take the other datagrams.
+      reuse_address: share the port with other sockets (``SO_REUSEADDR``). Each socket gets the
+        datagrams of its groups and the broadcasts. Programs for mDNS or SSDP need this option. But
+        any other program that sets it may receive the unicast datagrams for this socket.
       broadcast: allow sending to broadcast addresses (``SO_BROADCAST``).
 
     Returns: a ``UDPSocket``.
@@ -133,13 +133,14 @@ def open_udp_nowait(
 async def connect_udp(host: str, port: int) -> UDPSocket:
     """Open a UDP socket that has one peer.
 
-    It sends to this peer (``await udp.send(data)``), and receives from this peer only. An ICMP
-    error, such as for a port where nothing listens, is the ``OSError`` of the next call. Nothing is
-    sent yet, so the success does not mean that the peer is there.
+    The socket sends to this peer (``await udp.send(data)``), and receives only from this peer. If
+    an ICMP error arrives, for example because nothing listens on the port, the next call of
+    ``send`` or ``recv`` raises it as an ``OSError``. ``connect_udp`` sends nothing, so its success
+    does not mean that the peer exists.
 
     Args:
       host: a name, which may be internationalized, or an address. If a name has several addresses,
-        the first is used to which the system has a route.
+        the first address with a route is used.
       port: 1 to 65535.
 
     Returns: a ``UDPSocket``.
@@ -219,7 +220,7 @@ def _without_look_up(caller: str, host: str | None, name: bytes, port: int) -> _
 
 
 def _all_addresses() -> _Found:
-    """Return what to bind for all addresses: IPv6 with IPv4, or else IPv4."""
+    """Return the bind targets for all addresses: IPv6 with IPv4, then only IPv4 if that fails."""
     kind = socket.SOCK_DGRAM
     any_ipv6 = (socket.AF_INET6, kind, 0, "", ("::", 0, 0, 0))
     any_ipv4 = (socket.AF_INET, kind, 0, "", ("0.0.0.0", 0))  # noqa: S104
@@ -251,7 +252,8 @@ def _bind(family: int, sockaddr: tuple[Any, ...], both: bool, options: _Options)
         options.set_on(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if both else 1)
-        # Before the bind, so that the first datagram has packet info, and is of no other group.
+        # Do this before the bind: even the first datagram must have packet info, and must not come
+        # from a group that only other sockets have joined.
         only_joined_groups(sock)
         if is_wildcard(sockaddr[0]):
             request_packet_info(sock)
@@ -265,12 +267,12 @@ def _bind(family: int, sockaddr: tuple[Any, ...], both: bool, options: _Options)
 def _connect(family: int, sockaddr: tuple[Any, ...], broadcast: bool = False) -> UDPSocket:
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        if broadcast:  # before the connect, which a broadcast address needs
+        if broadcast:  # a connect to a broadcast address needs this
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.connect(sockaddr)
         if sock.getsockname() == sock.getpeername():
-            # The system has chosen the peer's port for us, because nobody had it. Try again while
-            # this socket has it.
+            # The system has chosen the peer's port as our own, because the port was free. Try again
+            # while this socket occupies the port.
             with sock:
                 return _connect(family, sockaddr, broadcast)
         return UDPSocket(sock)

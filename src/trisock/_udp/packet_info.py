@@ -1,10 +1,10 @@
-"""Packet info: the local address of a datagram, as the kernel tells it and as we tell the kernel.
+"""Packet info: the local address of a datagram, reported by the kernel or chosen by us.
 
 ``recvmsg`` and ``sendmsg`` pass it as ancillary data (RFC 3542, section 6; ip(7), IP_PKTINFO). This
 module builds and parses the ancillary data, and does no I/O.
 
-A socket of family AF_INET6 that also has IPv4 uses the structure of IPv6 for both, with IPv4-mapped
-addresses.
+An AF_INET6 socket that also supports IPv4 uses the IPv6 structure for both families, with
+IPv4-mapped addresses.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Iterable
 
 from .._address import zone_name
 
-# Some of these have a name in ``socket`` only since Python 3.12 or 3.14, or on one system only.
-# 0: this system does not tell us. (Windows has no recvmsg.)
+# Some of these constants are in ``socket`` only since Python 3.12 or 3.14, or only on one system. 0
+# means that this system gives us no packet info. (Windows has no recvmsg.)
 if sys.platform == "linux":
     IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_PKTINFO = 8, 49, 50
 elif sys.platform == "darwin":  # pragma: no cover (tests run on Linux)
@@ -25,8 +25,8 @@ elif sys.platform == "darwin":  # pragma: no cover (tests run on Linux)
 else:  # pragma: no cover (tests run on Linux)
     IP_PKTINFO = IPV6_RECVPKTINFO = IPV6_PKTINFO = 0
 
-# struct in_pktinfo: the interface, the local address (which is the source of what is sent), and the
-# destination in the header of what was received.
+# struct in_pktinfo: the interface, the local address (the source of a sent datagram), and the
+# destination in the header of a received datagram.
 _IN_PKTINFO = struct.Struct("@I4s4s")
 
 # struct in6_pktinfo: the address and the interface.
@@ -38,7 +38,7 @@ AncillaryItem = tuple[int, int, bytes]
 
 
 def needs_zone(packed: bytes) -> bool:
-    """Return whether an IPv6 address means something on one interface only (RFC 4007, section 6).
+    """Return whether an IPv6 address is meaningful on only one interface (RFC 4007, section 6).
 
     These are the link-local addresses, and the groups whose scope is an interface or a link.
     """
@@ -70,8 +70,9 @@ def source_item(family: int, packed: bytes, interface: int = 0) -> AncillaryItem
 
     Args:
       family: the family of the socket.
-      packed: the address in network order, as long as the family says.
-      interface: the interface of an IPv6 address that needs one. 0: any that has the address.
+      packed: the address in network byte order, with 4 or 16 bytes as the family requires.
+      interface: the number of the interface, if the address needs one. 0: any interface that has
+        the address.
     """
     if family == socket.AF_INET6:
         return socket.IPPROTO_IPV6, IPV6_PKTINFO, _IN6_PKTINFO.pack(packed, interface)

@@ -16,8 +16,8 @@ from .datagram import Datagram
 from .endpoint import Endpoint
 from .syscalls import ANCILLARY_SIZE, MAX_DATAGRAM, MSG_TRUNC, Received
 
-# A datagram in the kernel's buffer is charged with more bytes than this. So SO_RCVBUF divided by
-# this number is more than the buffer can hold.
+# The kernel charges each datagram in its buffer with more than this number of bytes. So the buffer
+# holds fewer datagrams than SO_RCVBUF divided by this number.
 _MIN_CHARGE = 512
 
 # Datagram(...) costs twice as much.
@@ -33,20 +33,20 @@ class Receiver(Endpoint):
         """Wait for a datagram and return it.
 
         Args:
-          max_bytes: return at most this many bytes of the datagram. The rest of it is lost, and
-            ``truncated`` is True. The default is enough for any datagram.
+          max_bytes: return at most this many bytes. If the datagram is longer, its other bytes are
+            lost, and ``truncated`` is True. The default is enough for any datagram.
 
         Raises:
           OSError: the socket has one peer, and an ICMP error of an earlier send has arrived, such
-            as ``ConnectionRefusedError`` if nothing listens on the peer's port. (On Windows,
-            ``ConnectionResetError``. Linux does not report errors that may be temporary, such as an
-            unreachable host.) The socket stays usable.
-          trio.ClosedResourceError: the socket is closed, or ``stop_receiving`` was called and
-            nothing is left.
+            as ``ConnectionRefusedError`` if nothing listens on the peer's port. (On Windows, this
+            is ``ConnectionResetError``. Linux does not report errors that may be temporary, such as
+            an unreachable host.) The socket stays usable.
+          trio.ClosedResourceError: the socket is closed, or ``stop_receiving`` was called and no
+            unread datagram remains.
           trio.BusyResourceError: another task is receiving.
           TypeError, ValueError: ``max_bytes`` is not a positive int.
 
-        If cancelled, it has received nothing: no datagram is lost.
+        A cancelled call has received nothing, so no datagram is lost.
         """
         # This is the hot path (benchmark rows udp-echo64 and udp-echo1). It inlines the methods of
         # ConflictDetector.
@@ -62,7 +62,7 @@ class Receiver(Endpoint):
         try:
             received = self._receive(max_bytes, ANCILLARY_SIZE)
         except BlockingIOError:
-            pass  # wait outside this handler: else it would be the context of later errors
+            pass  # wait outside this block, so that later errors have no __context__
         except OSError as exc:
             with receiving:
                 await self._count_call()
@@ -83,8 +83,8 @@ class Receiver(Endpoint):
     def __aiter__(self: SelfT) -> SelfT:
         """Iterate over datagrams: ``async for datagram in udp``.
 
-        The loop ends when the socket is closed, and after ``stop_receiving`` when nothing is left.
-        It raises the errors of ``recv``.
+        The loop ends when the socket is closed. After ``stop_receiving``, it ends when no unread
+        datagram remains. It raises the errors of ``recv``.
         """
         return self
 
@@ -95,12 +95,12 @@ class Receiver(Endpoint):
             raise StopAsyncIteration from None
 
     def stop_receiving(self) -> None:
-        """Receive only what has arrived already; sending still works.
+        """Receive only datagrams that have already arrived. Sending still works.
 
-        ``recv`` returns the datagrams that the kernel holds, and then raises
-        ``trio.ClosedResourceError``; an iteration ends. So a server can finish its answers. While
-        datagrams arrive faster than they are received, this ends after as many as the kernel's
-        buffer can hold. A second call changes nothing.
+        ``recv`` returns the datagrams in the kernel's buffer, and then raises
+        ``trio.ClosedResourceError``. An iteration then ends. So a server can finish its answers. If
+        datagrams arrive faster than they are received, ``recv`` stops after as many datagrams as
+        the kernel's buffer can hold. A second call changes nothing.
         """
         if self._rest is None and self.isopen():
             size = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
@@ -108,8 +108,9 @@ class Receiver(Endpoint):
             _fork.notify_closing(self._socket.fileno())  # wakes the task that receives
 
     async def _wait_and_receive(self, max_bytes: int) -> Datagram:
-        # The peer is probably waiting for our answer. While the schedule point of the answer runs,
-        # the next datagram may arrive, and a sleep of the process costs more (row udp-echo1).
+        # Make the next call a schedule point. That call is probably the send of our answer. While
+        # other tasks run, the peer's next datagram may arrive, and we need not sleep: a sleep of
+        # the process costs more than a schedule point (row udp-echo1).
         self._calls_left = 0
         while True:
             self._check_open()
@@ -127,7 +128,7 @@ class Receiver(Endpoint):
                 raise self._receiving_failed(exc) from exc
 
     async def _receive_rest(self, max_bytes: int) -> Datagram:
-        """Return a datagram that has arrived already, after ``stop_receiving``."""
+        """After ``stop_receiving``, return a datagram that has already arrived."""
         await trio.lowlevel.checkpoint()
         self._check_open()
         if self._rest:

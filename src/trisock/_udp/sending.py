@@ -31,28 +31,29 @@ class Sender(Endpoint):
 
         Args:
           data: the payload, at most 65,507 bytes over IPv4 (65,527 over IPv6). May be empty.
-          address: the receiver, as ``(host, port)``. Leave it out if the socket has one peer. If
-            the host is a name, it is looked up each time, and its first address is used.
-          source: the local address to send from: ``datagram.destination`` to answer a datagram
-            from the address that it was sent to. Its port must be that of the socket. ``None``
-            leaves the choice to the system. A multicast or broadcast address cannot be a source, so
-            a datagram to such a destination cannot be answered from it.
+          address: the receiver, as ``(host, port)``. Optional if the socket has one peer. If the
+            host is a name, each call looks up the name, and uses its first address.
+          source: the local address to send from. To answer a datagram from the address that it was
+            sent to, pass ``datagram.destination``. The port must be that of the socket. ``None``:
+            the system chooses. A multicast or broadcast address cannot be a source: if
+            ``datagram.destination`` is such an address, do not pass it.
 
         Raises:
-          OSError: the system does not send it. The message names the address. Some reasons: it is
-            too long (``EMSGSIZE``), the network is unreachable, a broadcast was not allowed, the
-            port of the receiver is 0, the source is not an address of this machine, or the socket
-            does not have this kind of address (``EAFNOSUPPORT``). ``socket.gaierror``: the host is
-            unknown. If the socket has one peer, also an ICMP error of an earlier send, as in
-            ``recv``; then this datagram was not sent.
+          OSError: the system does not send the datagram. The message names the address. Some
+            reasons: the datagram is too long (``EMSGSIZE``), the network is unreachable, a
+            broadcast was not allowed, the port of the receiver is 0, the source is not an address
+            of this machine, or the socket does not support this kind of address (``EAFNOSUPPORT``).
+            ``socket.gaierror``: the host is unknown. If the socket has one peer, an ICMP error of
+            an earlier send is also raised here, as in ``recv``. In all cases, this datagram was not
+            sent.
           trio.ClosedResourceError: the socket is closed.
           TypeError, ValueError: an argument is invalid.
 
-        A server should expect an ``OSError``: the address comes from the network, and may be one
-        that cannot be answered.
+        A server should expect an ``OSError``: the address comes from the network, and an answer to
+        it may be impossible.
 
-        A datagram that was sent may be lost on its way, or arrive twice. If cancelled, it was not
-        sent.
+        A datagram that was sent may be lost on its way, or arrive twice. If the call is cancelled,
+        the datagram was not sent.
         """
         if type(data) is not bytes:
             data = bytes_view(data)
@@ -72,7 +73,7 @@ class Sender(Endpoint):
             try:
                 send_to(self._socket, data, item, sockaddr)
             except BlockingIOError:
-                pass  # wait outside this handler: else it would be the context of later errors
+                pass  # wait outside this block, so that later errors have no __context__
             else:
                 if self._calls_left:
                     self._calls_left -= 1
@@ -89,7 +90,7 @@ class Sender(Endpoint):
     ) -> None:
         if self._send_lock is None:
             self._send_lock = trio.Lock()
-        async with self._send_lock:  # Trio lets only one task wait
+        async with self._send_lock:  # Trio lets only one task at a time wait
             while True:
                 self._check_open()
                 try:
@@ -105,7 +106,7 @@ class Sender(Endpoint):
             raise ValueError(f"{self} sends only to its peer, not to {format_host_port(*address)}")
 
     async def _look_up(self, host: str, port: int) -> SockAddr:
-        """Return the sockaddr of the first address of a name that the socket can reach."""
+        """Look up a name. Return the sockaddr of its first address that the socket supports."""
         name = to_ascii_host(host)
         family = self._family if self._is_single_family() else socket.AF_UNSPEC
         with trio.CancelScope() as scope:
@@ -144,7 +145,7 @@ class Sender(Endpoint):
         return with_message(exc, message, self._advice(exc, size))
 
     def _advice(self, exc: OSError, size: int) -> str:
-        """Return what the text of a failed send leaves out, or ``""``."""
+        """Return advice for the error of a failed send, or ``""``."""
         if exc.errno == errno.EMSGSIZE:
             return f"{size} bytes"
         if exc.errno == errno.EAFNOSUPPORT and self._family == socket.AF_INET:

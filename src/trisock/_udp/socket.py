@@ -11,14 +11,14 @@ class UDPSocket(Receiver, Sender):
     """A UDP socket: it sends and receives datagrams.
 
     ``open_udp`` and ``connect_udp`` create UDPSockets. The constructor takes a bound UDP socket, of
-    ``socket`` or ``trio.socket``, such as one that systemd has opened. Only the UDPSocket may use
-    it afterwards.
+    ``socket`` or ``trio.socket``, such as one that systemd has opened. Afterwards, only the
+    UDPSocket may use that socket.
 
     One task may receive; a second one gets ``trio.BusyResourceError``. Any number of tasks may send
     at the same time, because a datagram is sent as a whole.
 
     Every async method is a cancel point. A cancelled call has received nothing and sent nothing.
-    Among 16 calls of ``send`` and ``recv`` in a row that need not wait, at least one is a schedule
+    If 16 calls of ``send`` and ``recv`` in a row do not wait, at least one of them is a schedule
     point.
 
     After ``close``, an iteration ends, and other methods raise ``trio.ClosedResourceError``, except
@@ -28,30 +28,31 @@ class UDPSocket(Receiver, Sender):
       TypeError, ValueError: the argument is not a bound UDP socket over IPv4 or IPv6.
 
     A UDPSocket cannot be copied or pickled (``TypeError``). After a fork, both processes have the
-    socket: each datagram is received by one of them, and a close in one process leaves it open in
-    the other.
+    socket. Only one of the two receives each datagram. A close in one process leaves the socket
+    open in the other.
     """
 
     def join_group(self, group: str, interface: str | int | None = None) -> None:
         """Join a multicast group: receive the datagrams that are sent to it.
 
-        On Linux, a socket gets only the groups that it has joined. On other systems, it may get
-        those that other programs have joined.
+        On Linux, a socket receives only from groups that it has joined. On other systems, it may
+        also receive from groups that other programs have joined.
 
         Args:
           group: the address of the group, such as ``"224.0.0.251"`` or ``"ff02::fb%eth0"``.
           interface: the name or the number of the interface to receive on. ``None``: the zone of
-            ``group`` or, if it has none, the interface that the system chooses.
+            ``group`` or, without a zone, an interface that the system chooses.
 
         Raises:
-          OSError: there is no such interface (``ENODEV``), it was joined already (``EADDRINUSE``),
-            or the socket does not have this kind of address (``EAFNOSUPPORT``).
+          OSError: there is no such interface (``ENODEV``), the group was joined already
+            (``EADDRINUSE``), or the socket does not support this kind of address
+            (``EAFNOSUPPORT``).
           trio.ClosedResourceError: the socket is closed.
           TypeError, ValueError: ``group`` is not the address of a group, or ``interface`` is
             invalid.
 
-        To receive what others send to the group, the socket must have the group's port and no host,
-        or the group as its host. To send to a group, no membership is needed.
+        To receive the group's datagrams, the socket must be bound to the group's port, either
+        without a host or with the group as the host. Sending to a group needs no membership.
         """
         self._check_open()
         groups.join(self._socket, group, interface)
@@ -59,7 +60,7 @@ class UDPSocket(Receiver, Sender):
     def leave_group(self, group: str, interface: str | int | None = None) -> None:
         """Leave a multicast group. ``close`` leaves all groups.
 
-        Args: as in ``join_group``, where the group was joined.
+        Args: those with which the group was joined.
 
         Raises:
           OSError: the group was not joined on this interface (``EADDRNOTAVAIL``).

@@ -1,4 +1,4 @@
-"""What differs per platform when a UDP socket sends and receives."""
+"""The system calls of a UDP socket, with their differences between platforms."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .._net.syscalls import SEND_FLAGS
 from .addresses import SockAddr
 from .packet_info import IP_PKTINFO, IPV6_RECVPKTINFO, AncillaryItem
 
-# No datagram has more bytes than this, except the jumbograms of IPv6, which UDP over the Internet
-# does not have: the length field of IPv4, and that of UDP, has 16 bits.
+# The maximum size of a datagram, in bytes: the length fields of IPv4 and UDP have 16 bits. (We
+# ignore IPv6 jumbograms, which UDP over the Internet does not use.)
 MAX_DATAGRAM = 65535
 
-# Room for packet info and for the ancillary data of a few options that the program sets.
+# Bytes for the packet info, and for ancillary data that the program enables by socket options.
 ANCILLARY_SIZE = 256
 
-# Data, ancillary data, flags, and the sender's sockaddr: the result of ``recvmsg``.
+# The result of ``recvmsg``: data, ancillary data, flags, and the sender's sockaddr.
 Received: TypeAlias = "tuple[bytes, list[AncillaryItem], int, SockAddr]"
 
-# struct sk_meminfo: nine numbers, of which the last is how many datagrams the kernel has dropped
-# (include/uapi/linux/sock_diag.h). SO_RXQ_OVFL shows the same counter, but costs time in each
-# receive, and shows it only when the next datagram arrives.
+# struct sk_meminfo has nine numbers (include/uapi/linux/sock_diag.h). The last one is the number of
+# datagrams that the kernel has dropped. SO_RXQ_OVFL reports the same counter, but costs time in
+# each receive, and reports it only with the next datagram.
 _SO_MEMINFO = 55
 _MEMINFO = struct.Struct("@9I")
 
@@ -41,11 +41,11 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
         def receive(max_bytes: int, ancillary_size: int) -> Received:
             while True:
                 try:
-                    # A smaller buffer would make this fail for a longer datagram, and lose it.
+                    # With a smaller buffer, this call would fail and lose a longer datagram.
                     data, sockaddr = sock.recvfrom(MAX_DATAGRAM)
                     break
                 except OSError as exc:
-                    # Other systems report these errors only if the socket has one peer.
+                    # Ignore the error: other systems report it only if the socket has one peer.
                     if has_peer or exc.errno not in _ICMP_ERRNOS:
                         raise
             return data[:max_bytes], [], MSG_TRUNC if len(data) > max_bytes else 0, sockaddr
@@ -58,7 +58,7 @@ if sys.platform == "win32":  # pragma: no cover (tests run on Linux)
         source: AncillaryItem,
         sockaddr: SockAddr | None,
     ) -> None:
-        # Without an errno, whose text would replace this one in the error of ``UDPSocket.send``.
+        # Set no errno: its text would replace this text in the error of ``UDPSocket.send``.
         raise OSError("this system cannot choose the source of a datagram")
 
 else:
@@ -80,9 +80,9 @@ else:
 def receiver(sock: socket.socket, has_peer: bool) -> Callable[[int, int], Received]:
     """Return a function that works like ``sock.recvmsg``.
 
-    If the socket has one peer, the datagrams of others are dropped. The kernel refuses them only
-    from the connect on. Before, it had given the socket a port, and kept what came there. So their
-    number is bounded by its buffer.
+    If the socket has one peer, datagrams from other senders are dropped. The kernel drops them too,
+    but only once the socket is connected. Earlier datagrams to the socket's port stay in the
+    kernel's buffer, whose size limits their number.
     """
     receive = _any_receiver(sock, has_peer)
     if not has_peer:
@@ -104,9 +104,10 @@ def send_to(
     source: AncillaryItem | None,
     sockaddr: SockAddr | None,
 ) -> None:
-    """Send a datagram. ``None`` for ``sockaddr`` is the one peer, and for ``source`` the default.
+    """Send a datagram. If ``sockaddr`` is ``None``, send it to the socket's one peer.
 
-    Raises ``BlockingIOError`` if there is no room in the kernel's buffer.
+    If ``source`` is ``None``, the system chooses the source. Raises ``BlockingIOError`` if there is
+    no room in the kernel's buffer.
     """
     if source is not None:
         send_from(sock, data, source, sockaddr)
@@ -117,7 +118,7 @@ def send_to(
 
 
 def request_packet_info(sock: socket.socket) -> None:
-    """Make ``recvmsg`` tell the destination of each datagram, if the system can."""
+    """Make ``recvmsg`` return the destination of each datagram, if the system supports this."""
     level, option = socket.IPPROTO_IP, IP_PKTINFO
     if sock.family == socket.AF_INET6:
         level, option = socket.IPPROTO_IPV6, IPV6_RECVPKTINFO
@@ -126,9 +127,9 @@ def request_packet_info(sock: socket.socket) -> None:
 
 
 def dropped_datagrams(sock: socket.socket) -> int | None:
-    """Return how many datagrams the kernel has dropped at this socket. ``None``: it cannot tell."""
+    """Return how many datagrams the kernel has dropped at this socket, or ``None`` if unknown."""
     if sys.platform == "linux":  # pragma: no branch (tests run on Linux)
-        with contextlib.suppress(OSError):  # Linux has it since 4.12
+        with contextlib.suppress(OSError):  # supported since Linux 4.12
             answer = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
             if len(answer) == _MEMINFO.size:  # pragma: no branch
                 count: int = _MEMINFO.unpack(answer)[8]

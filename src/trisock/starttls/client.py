@@ -47,7 +47,7 @@ _CLIENTS: dict[str, tuple[tuple[int, ...], Callable[[Names], Negotiation]]] = {
 }
 
 #: The protocols of ``upgrade``, each with its default ports. ``connect(starttls=)`` uses the first
-#: one.
+#: port.
 PROTOCOLS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {name: ports for name, (ports, _) in _CLIENTS.items()}
 )
@@ -56,10 +56,10 @@ PROTOCOLS: Mapping[str, tuple[int, ...]] = MappingProxyType(
 async def upgrade(
     sock: Socket, protocol: str, tls: TLSArgument | None = None, *, timeout: float | None = 60
 ) -> bytes:
-    """Ask a server for TLS as the protocol says, then start TLS.
+    """Ask a server for TLS as the protocol requires, then start TLS.
 
-    Call it on a new connection: it reads the greeting. No other task may use the connection
-    meanwhile.
+    Call this on a new connection, because it reads the greeting. Meanwhile, no other task may use
+    the connection.
 
     Args:
       sock: a connection in plain text, from which nothing was read.
@@ -69,13 +69,13 @@ async def upgrade(
       timeout: how many seconds the negotiation and the handshake may take together, or ``None`` for
         no limit.
 
-    Returns: the greeting, without its last line end. POP3's greeting holds APOP's timestamp.
+    Returns: the greeting, without its last line end. POP3's greeting contains APOP's timestamp.
     MySQL's greeting is the server's first packet, with its header. For LDAP, PostgreSQL, XMPP, IRC
     and Telnet the greeting is ``b""``.
 
     Raises:
-      StartTLSError: the server does not offer TLS, refused it, broke the rules, was silent for too
-        long, or ended the connection. The socket is closed.
+      StartTLSError: the server does not offer TLS, refused it, violated the protocol, was silent
+        for too long, or ended the connection. The socket is closed.
       TLSError: the handshake failed. The socket is closed.
       RuntimeError: the connection already uses TLS. Nothing has changed.
       TypeError, ValueError: an argument is invalid. Nothing has changed.
@@ -86,11 +86,11 @@ async def upgrade(
     If cancelled, the socket is closed immediately. Once the negotiation has failed, nothing more is
     sent in plain text.
 
-    **Forget what was said before TLS**, the greeting too: an attacker may have written it. Ask for
-    the capabilities again.
+    **Forget what was said before TLS**, including the greeting: an attacker may have written it.
+    Ask for the capabilities again.
 
-    Before TLS, the server may send 64 KiB in all, 512 lines, and 8 KiB per line. XMPP's tags and
-    Telnet's commands count as lines. The greeting may take 16 KiB.
+    Before TLS, the server may send at most 64 KiB and 512 lines, with at most 8 KiB per line.
+    XMPP's tags and Telnet's commands count as lines. The greeting may have at most 16 KiB.
     """
     check_protocol(protocol, PROTOCOLS)
     seconds = seconds_or_inf("timeout", timeout)
@@ -110,12 +110,12 @@ async def upgrade(
 
 
 def _then_quiet(negotiation: Negotiation) -> Negotiation:
-    """Check that nothing follows the go-ahead: in TLS, the client speaks first."""
+    """Check that nothing follows the server's last reply: in TLS, the client speaks first."""
     greeting = yield from negotiation
     yield CheckQuiet()
     return greeting
 
 
 def _own_name(address: Address) -> bytes:
-    """Name this host by its address: a look-up could take long."""
+    """Return this host's address as its name, because a lookup could take long."""
     return b"localhost" if is_unix_address(address) else address_literal(address.host)

@@ -1,8 +1,8 @@
-"""The vocabulary of a negotiation: what a generator asks of its driver (no I/O).
+"""The requests that a negotiation makes to its driver. This module does no I/O.
 
 A negotiation is a generator. It yields one request at a time, and the driver answers with the bytes
-that were received, or with ``b""``. It returns the greeting once the other side has agreed to TLS,
-and raises ``Refusal`` if TLS must not begin.
+that were received, or with ``b""``. The generator returns the greeting once the other side has
+agreed to TLS, and raises ``Refusal`` if TLS must not begin.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .._errors import StartTLSFailure
 
 CRLF = b"\r\n"
 
-#: How many commands a server reads before STARTTLS. Then it ends the connection.
+#: A server that reads this many commands without STARTTLS ends the connection.
 MAX_COMMANDS = 20
 
-# The end of a line that announces a literal (RFC 9051, section 4.3; RFC 5804, section 1.2). No
-# number has more digits than this.
+# The end of a line that announces a literal (RFC 9051, section 4.3; RFC 5804, section 1.2). A
+# 64-bit number has at most 20 digits.
 _LITERAL = re.compile(rb"\{(\d{1,20})\+?\}\Z")
 
 
@@ -34,7 +34,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Line:
-    """Receive a line, and answer it without its line end (LF or CRLF)."""
+    """Receive a line. The driver's answer is the line without its LF or CRLF."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class CheckQuiet:
 
 @dataclass(frozen=True)
 class Farewell:
-    """Note what the peer is told if this side must end the session: a stop, or the time limit."""
+    """Set what to send to the peer if a stop or the time limit ends the session."""
 
     data: bytes
 
 
 @dataclass(frozen=True)
 class Offered:
-    """Note that the server offers TLS: a later failure does not mean that it does not."""
+    """Record that the server offers TLS, for the ``StartTLSError`` of a later failure."""
 
 
 Request: TypeAlias = Send | Line | Exactly | Until | CheckQuiet | Farewell | Offered
@@ -84,7 +84,8 @@ class Names:
     """The names that a negotiation may need.
 
     Attributes:
-      own: how this side names itself: an address literal (client) or a host name (server).
+      own: the name that this side gives itself: an address literal (client) or a host name
+        (server).
       server: the name that the server's certificate must have, or ``None`` if it may have any.
     """
 
@@ -97,7 +98,7 @@ class Refusal(Exception):
 
     Attributes:
       why: the reason, for the error's text.
-      kind: the attribute of the ``StartTLSError``.
+      kind: the attribute ``kind`` of the ``StartTLSError``.
       offered: whether STARTTLS was offered, or ``None`` if this is unknown.
       reply: the peer's reply, or ``None``. The error's text shows a part of it.
     """
@@ -118,10 +119,10 @@ class Refusal(Exception):
 
 
 def line_with_literals() -> Part[bytes]:
-    """Receive a line that goes on after each literal in it, as in IMAP and ManageSieve."""
+    """Receive a line of IMAP or ManageSieve, which continues after each literal in it."""
     line = yield Line()
     parts = [line]
-    # Only a line that was read as one announces a literal. The literal's own end does not.
+    # Search only the received lines, because the content of a literal cannot announce a literal.
     while literal := _LITERAL.search(line):
         content = yield Exactly(int(literal[1]))
         line = yield Line()
@@ -171,6 +172,6 @@ def client_quit() -> Refusal:
 
 
 def too_many_commands() -> Refusal:
-    """Return the refusal for a client that goes on without TLS."""
+    """Return the refusal for a client that continues without TLS."""
     why = f"the client sent {MAX_COMMANDS} commands without asking for TLS"
     return Refusal(why, kind="refused")

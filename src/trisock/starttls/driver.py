@@ -1,4 +1,4 @@
-"""The driver of every negotiation: the I/O, the limits, the deadline, and the end."""
+"""The driver of every negotiation: the I/O, the limits, the deadline, and the close."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ if TYPE_CHECKING:
     from .._tls.info import TLSInfo
     from .._tls.roles import TLSArgument
 
-# What a peer may send in plain text. Real greetings and capabilities take 2 KiB at most; the banner
-# of an FTP server may be longer. Besides this, the socket's buffer holds the result of one read.
-MAX_LINE = 8192  # bytes of a line, with its end
-MAX_LINES = 512  # also tags (XMPP) and commands (Telnet)
+# The limits for what a peer may send in plain text. Real greetings and capabilities take 2 KiB or
+# less, but the banner of an FTP server may be longer. In addition, the socket's buffer may hold the
+# result of one read.
+MAX_LINE = 8192  # bytes of a line, including its line end
+MAX_LINES = 512  # also counts tags (XMPP) and commands (Telnet)
 MAX_GREETING = 16384  # bytes before we have sent anything
-MAX_TOTAL = 65536  # bytes
+MAX_TOTAL = 65536  # bytes before TLS
 
-# How many bytes of a reply an error's text shows.
+# An error's text shows at most this many bytes of a reply.
 _MAX_SHOWN = 200
 
 
@@ -66,7 +67,8 @@ async def run(
 ) -> tuple[bytes, TLSInfo]:
     """Negotiate, then start TLS, within ``timeout`` seconds. Returns the greeting and the TLSInfo.
 
-    On any failure, the socket is closed. Nothing is sent in plain text after a failure.
+    On any failure, the socket is closed. After a failure, nothing is sent in plain text, except the
+    farewell of a server.
     """
     deadline = trio.current_time() + timeout
     try:
@@ -101,11 +103,11 @@ async def _negotiate(
     with trio.move_on_at(deadline):
         if isinstance(failure, ServerClosing) or failure.kind == "timeout":
             await _say_farewell(sock, progress)
-        await sock.aclose()  # gracefully: a server's last words must arrive
+        await sock.aclose()  # gracefully, so that a server's farewell arrives
     try:
         raise failure
     finally:
-        del failure  # it refers to this frame, and the frame to it
+        del failure  # breaks a reference cycle with this frame
 
 
 async def _converse(sock: Socket, negotiation: Negotiation, progress: _Progress) -> bytes:
@@ -133,7 +135,7 @@ async def _perform(sock: Socket, request: Request, progress: _Progress) -> bytes
     if isinstance(request, Offered):
         progress.offered = True
         return b""
-    with sock.idle():  # a server that stops need not wait for a client that says nothing
+    with sock.idle():  # a server that stops need not wait for a silent client
         if isinstance(request, Exactly):
             progress.check(request.size)
             data = await sock.recv_exactly(request.size)
@@ -156,35 +158,37 @@ async def _delimited(sock: Socket, request: Line | Until, progress: _Progress) -
 
 
 async def _check_quiet(sock: Socket) -> None:
-    """Fail if the peer has sent more than its part: TLS begins, and these bytes are not TLS.
+    """Raise ``Refusal`` if unencrypted bytes follow the peer's last message before TLS.
 
-    What arrives after this check becomes part of the handshake, which then fails (CVE-2011-0411).
+    Bytes that arrive after this check become part of the handshake, which then fails
+    (CVE-2011-0411).
     """
     if await sock.peek():
-        raise Refusal("unencrypted bytes came behind the last message before TLS")
+        raise Refusal("unencrypted bytes followed the last message before TLS")
 
 
 def _seconds_for_farewell(sock: Socket, timeout: float) -> float:
-    """Return how much of the time limit a server keeps for its farewell."""
+    """Return the seconds of the time limit that a server reserves for its farewell."""
     return min(1.0, timeout / 10) if sock.getside() == "server" else 0.0
 
 
 async def _say_farewell(sock: Socket, progress: _Progress) -> None:
     if progress.farewell:
-        # The client has gone, or the time limit has cut a reply: then the socket refuses to send.
+        # The socket refuses to send if the client has gone, or the time limit has cut a reply
+        # short.
         with contextlib.suppress(trio.BrokenResourceError):
             await sock.send(progress.farewell)
 
 
 class _Progress:
-    """How far the conversation has come, and the limits of what the peer may send.
+    """The progress of the conversation, and the limits of what the peer may send.
 
     Attributes:
       received: how many bytes of complete answers have arrived.
       lines: how many lines were requested.
       spoken: whether we have sent anything.
       offered: whether the server has offered TLS.
-      farewell: what we say if we must end the session, or ``b""``.
+      farewell: what we send if a stop or the time limit ends the session, or ``b""``.
     """
 
     def __init__(self) -> None:
@@ -216,7 +220,7 @@ def _what_is_missing(sock: Socket, progress: _Progress) -> str:
 
 
 def _advice_for_silence(sock: Socket, progress: _Progress) -> str:
-    """A server with TLS from the start waits for the client to begin."""
+    """Return a hint: a server with TLS from the start waits for the client to begin."""
     if sock.getside() == "server" or progress.received:
         return ""
     return " (does the server expect TLS from the start on this port?)"

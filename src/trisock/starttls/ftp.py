@@ -35,7 +35,7 @@ def ftp_client(names: Names) -> Negotiation:
 def _reply() -> Part[tuple[bytes, bytes]]:
     """Return the code and the lines of a reply (RFC 959, section 4.2).
 
-    Unlike in SMTP, the lines in the middle may begin with anything.
+    Unlike in SMTP, the lines between the first and the last may begin with anything.
     """
     first = line = yield Line()
     code = first[:3]

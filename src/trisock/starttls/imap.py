@@ -28,7 +28,7 @@ from .conversation import (
 
 _CAPABILITIES = b"IMAP4rev1 STARTTLS LOGINDISABLED"
 
-# RFC 9051, section 9: any ASTRING-CHAR except "+".
+# A tag has any ASTRING-CHARs except "+" (RFC 9051, section 9).
 _TAG = re.compile(rb"""[^\x00-\x20\x7f-\xff(){%*"\\+]{1,64}""")
 
 
@@ -51,7 +51,7 @@ def imap_client(names: Names) -> Negotiation:
         raise not_offered()
     yield Offered()
     yield Send(b"a2 STARTTLS" + CRLF)
-    # Untagged responses are legal here. They are not protected, so nobody may believe them.
+    # Untagged responses are legal here, but ignored, because they are not protected.
     final, _ = yield from _responses(b"a2")
     if not _is_ok(final):
         raise refused(final, offered=True)
@@ -80,7 +80,7 @@ def imap_server(names: Names) -> Negotiation:
             yield Send(untagged + tag + b" OK done\r\n")
         elif command == b"NOOP":
             yield Send(tag + b" OK done\r\n")
-        elif command.endswith(b"+}"):  # a literal follows at once, and is not a command
+        elif command.endswith(b"+}"):  # a literal follows at once: do not read it as a command
             yield Send(b"* BYE no literals without TLS\r\n")
             raise Refusal("the client sent a literal without TLS", kind="refused")
         else:

@@ -8,9 +8,9 @@ _UNKNOWN_COMMAND = b"421"
 
 
 def irc_client(names: Names) -> Negotiation:
-    """Ask for TLS by STARTTLS (IRCv3, "tls", which advises against it).
+    """Ask for TLS by STARTTLS (IRCv3, "tls", which advises against STARTTLS).
 
-    The greeting is empty: what a server may say first is of no use.
+    The greeting is empty, because nothing that a server may send first is useful.
     """
     yield Send(b"STARTTLS" + CRLF)
     while True:

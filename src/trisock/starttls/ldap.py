@@ -13,7 +13,7 @@ from .conversation import (
     unexpected,
 )
 
-# LDAPMessage, messageID 1, ExtendedRequest with the name of StartTLS (RFC 4511, section 4.12).
+# An LDAPMessage with messageID 1: ExtendedRequest with StartTLS's name (RFC 4511, section 4.12).
 _REQUEST = bytes.fromhex("301d 020101 7718 8016") + b"1.3.6.1.4.1.1466.20037"
 
 _SEQUENCE, _INTEGER, _ENUMERATED, _EXTENDED_RESPONSE = 0x30, 0x02, 0x0A, 0x78
@@ -31,7 +31,7 @@ def ldap_client(names: Names) -> Negotiation:
     message = yield from _message()
     number, (tag, response) = _elements(message, 2)
     if number != (_INTEGER, b"\x01") or tag != _EXTENDED_RESPONSE:
-        raise unexpected(message)  # this may be a notice of disconnection, whose number is 0
+        raise unexpected(message)  # such as a notice of disconnection, with messageID 0
     ((code_tag, code),) = _elements(response, 1)
     if code_tag != _ENUMERATED:
         raise unexpected(message)
@@ -56,7 +56,7 @@ def _message() -> Part[bytes]:
 
 
 def _elements(data: bytes, count: int) -> list[tuple[int, bytes]]:
-    """Return the tag and the content of the first elements in ``data``."""
+    """Return the tag and the content of the first ``count`` elements in ``data``."""
     elements: list[tuple[int, bytes]] = []
     rest = data
     while len(elements) < count:

@@ -18,9 +18,9 @@ from .conversation import (
 
 _SSL, _PROTOCOL_41 = 0x0800, 0x0200
 
-# What the client can do: LONG_PASSWORD, LONG_FLAG, PROTOCOL_41, SSL, TRANSACTIONS,
-# SECURE_CONNECTION, PLUGIN_AUTH. MySQL reads the flags of the SSLRequest, and does not read those
-# of the HandshakeResponse. So these are the flags that every client needs, and no others.
+# The client's capabilities: LONG_PASSWORD, LONG_FLAG, PROTOCOL_41, SSL, TRANSACTIONS,
+# SECURE_CONNECTION, PLUGIN_AUTH. MySQL uses the flags of the SSLRequest, and ignores those of the
+# HandshakeResponse. So we set only the flags that every client needs.
 _FLAGS = 0x0001 | 0x0004 | _PROTOCOL_41 | _SSL | 0x2000 | 0x8000 | 0x80000
 
 _MAX_PACKET = 0xFFFFFF
@@ -30,14 +30,15 @@ _UTF8MB4 = 45
 def mysql_client(names: Names) -> Negotiation:
     """Ask for TLS by an SSLRequest (MySQL's documentation, "Protocol::SSLRequest").
 
-    The greeting is the server's first packet with its header. The caller goes on with a
-    HandshakeResponse41, whose sequence number is 2.
+    The greeting is the server's first packet with its header. The caller then sends a
+    HandshakeResponse41 with the sequence number 2.
     """
     header, packet = yield from _packet()
     if packet[:1] == b"\xff":
         raise Refusal("the server refused the connection", kind="refused", reply=packet[3:])
     # Version 10, the server's version as text, then a NUL, a thread number (4 bytes), a salt (8), a
-    # filler (1), and the lower 16 flags. If there is more: charset (1), status (2), upper flags.
+    # filler (1), and the lower 16 flags. If the packet continues: charset (1), status (2), upper
+    # flags.
     start = packet.find(b"\0") + 14
     if header[3] != 0 or packet[:1] != b"\x0a" or start == 13 or len(packet) < start + 2:
         raise unexpected(packet)

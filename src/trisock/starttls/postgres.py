@@ -45,9 +45,10 @@ def postgres_client(names: Names) -> Negotiation:
 
 
 def postgres_server(names: Names) -> Negotiation:
-    """Accept an SSLRequest, and refuse a session without it (as ``postgres_client``).
+    """Accept an SSLRequest, and refuse a session without one.
 
-    A GSSENCRequest is declined, and the client goes on.
+    A GSSENCRequest is declined, and the client may then send an SSLRequest. The source is the
+    same as for ``postgres_client``.
     """
     for _ in range(MAX_COMMANDS):
         message = yield Exactly(8)

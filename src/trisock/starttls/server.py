@@ -42,21 +42,21 @@ async def accept(
     hostname: str | None = None,
     timeout: float | None = 60,
 ) -> TLSInfo:
-    """Speak the server's part until the client asks for TLS, then start TLS.
+    """Act as the server until the client asks for TLS, then start TLS.
 
-    Call it at the start of a handler. It sends the greeting, offers STARTTLS, and refuses every
-    command that needs TLS, in the protocol's own words. There is no second greeting under TLS: the
-    client speaks first there (in SMTP, it sends ``EHLO`` again).
+    Call this at the start of a handler. It sends the greeting, offers STARTTLS, and refuses every
+    command that needs TLS, with the protocol's own replies. There is no second greeting under TLS:
+    the client sends first (in SMTP, ``EHLO`` again).
 
-    If the server stops, or the time is over, SMTP and LMTP clients are told by a reply 421 and IMAP
-    clients by ``BYE`` (RFC 5321, section 3.8; RFC 9051, section 7.1.5). The last tenth of the time
-    limit, or its last second if that is less, is kept for this.
+    If the server stops or the time limit ends, SMTP and LMTP clients get a reply 421, and IMAP
+    clients get ``BYE`` (RFC 5321, section 3.8; RFC 9051, section 7.1.5). A tenth of the time limit,
+    but at most one second, is reserved for this reply.
 
     Args:
       sock: a new connection in plain text.
       protocol: ``"smtp"``, ``"lmtp"``, ``"imap"``, ``"pop3"`` or ``"postgres"``.
       tls: the role of a TLS server, as in ``Socket.starttls``.
-      hostname: how the server names itself in SMTP and LMTP: a host name, an IP address, or an
+      hostname: the name that the server sends in SMTP and LMTP: a host name, an IP address, or an
         address literal such as ``"[192.0.2.1]"``. The default is the machine's name.
       timeout: how many seconds the negotiation and the handshake may take together, or ``None`` for
         no limit.
@@ -64,10 +64,10 @@ async def accept(
     Returns: the negotiated parameters (also in ``Socket.tls``).
 
     Raises:
-      StartTLSError: the client quit, sent 20 commands without asking for TLS, broke the rules, was
-        silent for too long, or ended the connection. The socket is closed, after the reply that the
-        protocol has for this. In a handler of ``bind``, this is one line in the log, as with all
-        errors that a peer can cause.
+      StartTLSError: the client quit, sent 20 commands without asking for TLS, violated the
+        protocol, was silent for too long, or ended the connection. The socket is closed, after the
+        protocol's reply if there is one. In a handler of ``bind``, this error is logged in one
+        line, like all errors that a peer can cause.
       TLSError: the handshake failed. The socket is closed.
       ServerClosing: the server is stopping, and the client has not asked for TLS. The socket is
         closed.
@@ -77,17 +77,17 @@ async def accept(
 
     If cancelled, the socket is closed immediately.
 
-    ``Server.broadcast`` without ``to`` also reaches clients that have not asked for TLS yet, in
-    plain text. Pass it the sockets for which ``accept`` has returned.
+    ``Server.broadcast`` without ``to`` also sends to clients that have not asked for TLS yet, in
+    plain text. To avoid this, pass it the sockets for which ``accept`` has returned.
 
-    What the client sends behind STARTTLS, before TLS, is never executed (CVE-2011-0411): the
-    connection ends. The same holds for PostgreSQL (CVE-2021-23214). The limits of ``upgrade``
-    apply.
+    If the client sends more plain text after STARTTLS, it is never executed, and the connection
+    ends (CVE-2011-0411; for PostgreSQL, CVE-2021-23214). The limits of ``upgrade`` apply.
     """
     check_protocol(protocol, _SERVERS)
     seconds = seconds_or_inf("timeout", timeout)
     own = _own_name(hostname)
-    # A server verifies no host name. This one lets a client's role get as far as its refusal.
+    # A server verifies no host name. With this name, a client's role is resolved, and refused
+    # below.
     role = resolve_role(tls, server_hostname=None, connected_host="client", side=sock.getside())
     if not role.server_side:
         raise TypeError(f"tls must be a TLS server's role, not {type_name(tls)}")

@@ -24,8 +24,8 @@ _FINAL = re.compile(rb"(?i)(OK|NO|BYE)([ (]|\Z)")
 def sieve_client(names: Names) -> Negotiation:
     """Ask for TLS by STARTTLS (RFC 5804, section 2.2). The greeting lists the capabilities.
 
-    Under TLS, the server sends its capabilities again, without a request. They are unread when TLS
-    has started.
+    Under TLS, the server sends its capabilities again, without a request. The caller must read
+    them.
     """
     ok, capabilities, final = yield from _response()
     greeting = CRLF.join([*capabilities, final])

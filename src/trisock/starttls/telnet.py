@@ -20,13 +20,13 @@ _FOLLOWS = b"\x01"
 def telnet_client(names: Names) -> Negotiation:
     """Ask for TLS by the option START_TLS (draft-altman-telnet-starttls-02).
 
-    The greeting is empty. Text and other options of the server are read and dropped. Other options
-    are refused until we have announced TLS.
+    The greeting is empty. Text from the server is read and dropped. Other options are refused
+    before we announce TLS, and dropped afterwards.
     """
     command = yield from _command()
-    # C-Kermit reads and drops a ClientHello that arrives together with FOLLOWS. It has sent its own
-    # FOLLOWS as soon as it knows WILL. So to a server that asks, we send both in one piece: its
-    # FOLLOWS is then an answer to ours.
+    # C-Kermit drops a ClientHello that arrives together with our FOLLOWS. It sends its own FOLLOWS
+    # as soon as it has read our WILL. So if the server asks first, we send WILL and FOLLOWS in one
+    # piece: once the server's FOLLOWS arrives, the server has read ours, and a ClientHello is safe.
     answer = _IAC + _WILL + _START_TLS
     if command not in (_DO + _START_TLS, _DONT + _START_TLS):
         yield Send(answer)
@@ -48,9 +48,9 @@ def telnet_client(names: Names) -> Negotiation:
 
 
 def _command() -> Part[bytes]:
-    """Return the next command, without IAC: the verb, and what belongs to it (RFC 854).
+    """Return the next command, without IAC: the verb, and its option or content (RFC 854).
 
-    A subnegotiation is returned without its end.
+    A subnegotiation is returned without the IAC SE at its end.
     """
     while True:
         yield Until(_IAC)

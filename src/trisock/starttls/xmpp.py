@@ -75,13 +75,13 @@ class _Stream:
     XMPP allows no DTD, comment or processing instruction (RFC 6120, section 11.1). Without a DTD,
     there are no entities to expand. The driver limits the size.
 
-    ``received`` holds what belongs to the current element.
+    ``received`` holds the bytes of the current element.
     """
 
     def __init__(self) -> None:
         self.received = b""
         # Start tags (the name and the attributes), and end tags (None). The handlers must not refer
-        # to this object: it would be a reference cycle.
+        # to self, which would be a reference cycle.
         events: list[tuple[str, dict[str, str]] | None] = []
         parser = expat.ParserCreate("UTF-8", " ")
         parser.StartElementHandler = lambda name, attributes: events.append((name, attributes))
@@ -89,8 +89,9 @@ class _Stream:
         parser.StartDoctypeDeclHandler = _forbidden
         parser.CommentHandler = _forbidden
         parser.ProcessingInstructionHandler = _forbidden
-        # Newer versions of Expat wait for more data before they parse a tag that has a ">" in an
-        # attribute. The limits of the driver bound the work of parsing such a tag again.
+        # Newer versions of Expat wait for more data before they parse a tag with a ">" in an
+        # attribute. Turn this off: the limits of the driver bound the work of parsing such a tag
+        # again.
         getattr(parser, "SetReparseDeferralEnabled", bool)(False)
         self._events, self._parser = events, parser
 
@@ -104,7 +105,7 @@ class _Stream:
             raise not_offered(self.received)  # there are no features before version 1.0
 
     def element(self) -> Part[list[str]]:
-        """Receive an element of the stream. Returns its name and those of its children."""
+        """Receive an element of the stream. Returns its name and the names of its children."""
         self.received = b""
         names: list[str] = []
         depth = 0

@@ -277,8 +277,9 @@ class Server(NotCopyable):
             return
         self._ready = False
         self._accept_scope.deadline = min(self._accept_scope.deadline, begin)
-        self._handler_scope.deadline = min(self._handler_scope.deadline, begin + seconds)
-        self._state.limit_grace(self._handler_scope.deadline, seconds)
+        if begin + seconds < self._handler_scope.deadline:
+            self._handler_scope.deadline = begin + seconds
+            self._state.limit_grace(begin + seconds, seconds)
         if self._accept_scope.deadline <= trio.current_time():
             self._begin_closing()
         if self._handler_scope.deadline <= trio.current_time():

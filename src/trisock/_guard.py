@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import trio
@@ -90,25 +90,41 @@ def leaves(exc: BaseException) -> list[BaseException]:
     return found
 
 
-@contextlib.contextmanager
-def bare() -> Iterator[None]:
+class bare:  # noqa: N801 (used like a function)
     """Raise an exception that is alone in a group without the group.
 
     This is for a call that uses a nursery which its caller does not see. A Ctrl-C, for example, is
-    a ``KeyboardInterrupt`` for the caller, whatever the call was waiting for.
+    a ``KeyboardInterrupt`` for the caller, whatever the call was waiting for. A ``Cancelled``
+    beside it does not count: our tasks raise it too, if the caller is cancelled at this moment.
     """
-    found: list[BaseException] = []
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        found = leaves(group)
-        if len(found) > 1:
-            raise
-    if found:
+
+    # Not contextlib.contextmanager: the frame of its __exit__ holds the group, which would be
+    # garbage in a cycle with the traceback.
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        if exc is None or not issubclass(type(exc), BaseExceptionGroup):
+            return
+        alone = _alone(leaves(exc))
+        if alone is None:
+            return
+        context = _attribute(alone, "__context__")
         try:
-            raise found[0]
+            raise alone
         finally:
-            del found  # the traceback refers to this frame
+            # The group is still being handled, so Python has made it the context.
+            BaseException.__dict__["__context__"].__set__(alone, context)
+            del exc, alone, context  # the traceback refers to this frame
+
+
+def _alone(exceptions: list[BaseException]) -> BaseException | None:
+    """Return the one exception that counts, or ``None`` if there are several."""
+    others = [each for each in exceptions if not _is_cancelled(each)]
+    if len(others) > 1 and not all(issubclass(type(each), KeyboardInterrupt) for each in others):
+        return None
+    return (others or exceptions)[0]
 
 
 def is_error(exc: BaseException) -> bool:

@@ -50,3 +50,22 @@ def test_ctrl_c_is_no_group(call: Callable[[], Awaitable[None]]) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         trio.run(main)
+
+
+def test_ctrl_c_in_a_call_that_is_then_cancelled_is_no_group() -> None:
+    scope = trio.CancelScope()
+
+    async def interrupt() -> None:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(2):  # in the first pass of the scheduler, Trio wakes the relay
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async def main() -> None:
+        trio.lowlevel.spawn_system_task(interrupt)
+        with scope:
+            await relay_silent_peers()
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import sys
+import weakref
 
 import pytest
 import trio
@@ -53,3 +56,39 @@ def test_an_exception_that_cannot_be_printed_keeps_its_cause() -> None:
     shown = _guard._loggable(failure)
     assert shown is not failure
     assert shown.__cause__ is cause
+
+
+class Interrupt(KeyboardInterrupt):
+    """It can have a weak reference."""
+
+
+def test_an_exception_out_of_its_group_keeps_its_context_and_is_no_garbage() -> None:
+    def fail() -> weakref.ref[BaseException]:
+        interrupt, context = Interrupt(), ValueError()
+        interrupt.__context__ = context
+        raised = weakref.ref(interrupt)
+        with contextlib.suppress(Interrupt), _guard.bare():
+            raise BaseExceptionGroup("group", [BaseExceptionGroup("nested", [interrupt])])
+        assert interrupt.__context__ is context
+        del interrupt
+        return raised
+
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
+
+
+def test_exceptions_that_all_count_stay_in_their_group() -> None:
+    group = BaseExceptionGroup("group", [KeyboardInterrupt(), OSError()])
+    with pytest.raises(BaseExceptionGroup) as caught, _guard.bare():
+        raise group
+    assert caught.value is group
+
+
+def test_two_interrupts_are_one() -> None:
+    first, second = KeyboardInterrupt(), KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught, _guard.bare():
+        raise BaseExceptionGroup("group", [first, second])
+    assert caught.value is first

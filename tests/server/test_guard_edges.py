@@ -63,7 +63,7 @@ class Interrupt(KeyboardInterrupt):
 
 
 def test_an_exception_out_of_its_group_keeps_its_context_and_is_no_garbage() -> None:
-    def fail() -> weakref.ref[BaseException]:
+    def fail() -> weakref.ref[Interrupt]:
         interrupt, context = Interrupt(), ValueError()
         interrupt.__context__ = context
         raised = weakref.ref(interrupt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from ._arguments import check_bool
 from ._expectation import Expectation, Mismatch, expectation, shown
 
 _logger = logging.getLogger("trisock.testing")
+
+# OpenSSL's names for the peer's alerts. Its other names are errors that this side has found.
+_ALERT = re.compile(r"(SSLV3|TLSV1|TLSV13)_")
 
 
 class _Step(Protocol):
@@ -127,9 +131,10 @@ class Script:
         Args:
           tls: the TLS role, such as ``Authority.server_tls()`` or ``Authority.client_tls()``.
           refused: whether the peer must refuse the handshake, as a client does that rejects the
-            certificate. This is the last step then, because the connection is closed. (With TLS
-            1.3, a server refuses a client's certificate only after the client's handshake. For
-            this, use ``expect_eof(clean=False)`` as the next step.)
+            certificate: by an alert, or by closing the connection. If this side refuses, or the
+            peer does not speak TLS, the step fails. It is the last step, because the connection is
+            closed. (With TLS 1.3, a server refuses a client's certificate only after the client's
+            handshake. For this, use ``expect_eof(clean=False)`` as the next step.)
         """
         check_bool("refused", refused)
         return self._add(_StartTLS(tls, refused))
@@ -251,11 +256,13 @@ class _StartTLS:
         return "starttls"
 
     async def run(self, sock: Socket) -> None:
-        try:
+        if not self._refused:
             await sock.starttls(self._tls)
-        except TLSError:
-            if not self._refused:
+            return
+        try:
+            await sock.starttls(self._tls, handshake_timeout=math.inf)  # silence refuses nothing
+        except TLSError as exc:
+            if exc.reason is not None and not _ALERT.match(exc.reason):
                 raise
         else:
-            if self._refused:
-                raise _StepError("expected that the peer refuses the handshake, but it succeeded")
+            raise _StepError("expected that the peer refuses the handshake, but it succeeded")

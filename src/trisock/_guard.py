@@ -12,7 +12,7 @@ import math
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import trio
 
@@ -49,7 +49,7 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
             raise
         # This is Trio's error for the open scope. Its context is the user code's exception.
         if failure is not None and _contains(failure, _must_propagate):
-            raise failure from None
+            raise_again(failure)
         raise
     finally:
         del failure  # its traceback refers to this frame
@@ -110,13 +110,10 @@ class bare:  # noqa: N801 (used like a function)
         alone = _alone(leaves(exc))
         if alone is None:
             return
-        context = _attribute(alone, "__context__")
         try:
-            raise alone
+            raise_again(alone)
         finally:
-            # The group is still being handled, so Python has made it the context.
-            BaseException.__dict__["__context__"].__set__(alone, context)
-            del exc, alone, context  # the traceback refers to this frame
+            del exc, alone  # the traceback refers to this frame
 
 
 def _alone(exceptions: list[BaseException]) -> BaseException | None:
@@ -125,6 +122,20 @@ def _alone(exceptions: list[BaseException]) -> BaseException | None:
     if len(others) > 1 and not all(issubclass(type(each), KeyboardInterrupt) for each in others):
         return None
     return (others or exceptions)[0]
+
+
+def raise_again(exc: BaseException) -> NoReturn:
+    """Raise the user's exception as it is, while a group that contains it is handled, for example.
+
+    A plain ``raise`` would make the group its context: that loses the old one, and would be garbage
+    in a cycle. ``from None`` would lose its cause.
+    """
+    context = _attribute(exc, "__context__")
+    try:
+        raise exc
+    finally:
+        BaseException.__dict__["__context__"].__set__(exc, context)
+        del exc, context  # the traceback refers to this frame
 
 
 def is_error(exc: BaseException) -> bool:

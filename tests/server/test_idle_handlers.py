@@ -435,8 +435,9 @@ async def test_a_short_grace_leaves_a_new_connection_time_for_a_goodbye(
         assert s.server.stats().cancelled == 0
 
 
-async def test_a_second_stop_with_a_longer_grace_hurries_no_new_connection(
-    mock_clock: trio.testing.MockClock,
+@pytest.mark.parametrize(("grace", "delay"), [(1, 0), (0, 1)])
+async def test_a_second_stop_with_a_longer_grace_leaves_the_same_time_for_a_goodbye(
+    mock_clock: trio.testing.MockClock, grace: float, delay: float
 ) -> None:
     async def handler(sock: Socket) -> None:
         with contextlib.suppress(ServerClosing), sock.idle():
@@ -445,14 +446,15 @@ async def test_a_second_stop_with_a_longer_grace_hurries_no_new_connection(
     async with serving(handler) as s, await s.connect() as client:
         while not s.server.connections:
             await trio.lowlevel.checkpoint()
-        s.server.stop(grace=1)
+        s.server.stop(grace, delay=delay)
         s.server.stop(grace=None)
         await trio.testing.wait_all_tasks_blocked()
         mock_clock.jump(0.85)
         await trio.testing.wait_all_tasks_blocked()
         assert await client.peek() is None
         mock_clock.jump(0.1)
-        assert await client.recv() == b""
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await client.peek() == b""
         assert s.server.stats().cancelled == 0
 
 

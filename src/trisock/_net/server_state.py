@@ -35,9 +35,10 @@ class ServerState:
         self.idle_deadlines: Deadlines[Connection] = Deadlines(_interrupt_idle_read)
         self.counts: Counter[str] = Counter()
 
-    def limit_grace(self, end: float, seconds: float) -> None:
-        """Note when the grace ends, and how many seconds it has."""
-        self.last_call = end - min(_LAST_SECONDS, seconds / 10)
+    def limit_grace(self, begin: float, end: float) -> None:
+        """Note when the grace begins and ends."""
+        if end < math.inf:
+            self.last_call = end - min(_LAST_SECONDS, (end - begin) / 10)
 
 
 def _interrupt_idle_read(connection: Connection, timeout: float) -> None:

@@ -352,6 +352,14 @@ async def test_plain_text_is_no_refusal_of_tls(authority: Authority, a: Socket, 
     assert "the peer does not speak TLS" in message
 
 
+async def test_plain_text_under_tls_is_no_end() -> None:
+    script = Script().expect_eof(clean=False)
+    client, server = await socket_pair(tls=True)
+    async with client, server:
+        await server.stream.socket.send(b"500 bye\r\n")
+        assert "the peer does not speak TLS" in await failure(script, client)
+
+
 async def test_a_failed_script_fails_the_test_that_serves_it() -> None:
     script = Script().expect(b"x").expect(b"y")
     with pytest.raises(AssertionError, match="but the stream ended"):

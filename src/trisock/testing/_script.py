@@ -116,8 +116,9 @@ class Script:
         """Expect the end of the stream: FIN or, under TLS, ``close_notify``.
 
         Args:
-          clean: False also accepts a connection that breaks: a reset and, under TLS, an end without
-            ``close_notify``. A program that leaves by an exception ends a connection like this.
+          clean: False also accepts a connection that breaks: a reset and, under TLS, an alert or an
+            end without ``close_notify``. A program that leaves by an exception ends a connection
+            like this.
         """
         check_bool("clean", clean)
         return self._add(_ExpectEOF(clean))
@@ -238,8 +239,8 @@ class _ExpectEOF:
     async def run(self, sock: Socket) -> None:
         try:
             chunk = await sock.recv()
-        except trio.BrokenResourceError:
-            if self._clean:
+        except trio.BrokenResourceError as exc:
+            if self._clean or _is_found_here(exc):
                 raise
             return
         if chunk:
@@ -262,7 +263,13 @@ class _StartTLS:
         try:
             await sock.starttls(self._tls, handshake_timeout=math.inf)  # silence refuses nothing
         except TLSError as exc:
-            if exc.reason is not None and not _ALERT.match(exc.reason):
+            if _is_found_here(exc):
                 raise
         else:
             raise _StepError("expected that the peer refuses the handshake, but it succeeded")
+
+
+def _is_found_here(exc: trio.BrokenResourceError) -> bool:
+    """Return whether this side has found what broke TLS. Otherwise the peer has ended it."""
+    reason = exc.reason if isinstance(exc, TLSError) else None
+    return reason is not None and not _ALERT.match(reason)

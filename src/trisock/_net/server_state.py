@@ -32,13 +32,16 @@ class ServerState:
         self.server = weakref.ref(server)
         self.closing = trio.Event()
         self.last_call = math.inf
+        self._grace = math.inf, math.inf
         self.idle_deadlines: Deadlines[Connection] = Deadlines(_interrupt_idle_read)
         self.counts: Counter[str] = Counter()
 
     def limit_grace(self, begin: float, end: float) -> None:
-        """Note when the grace begins and ends."""
-        if end < math.inf:
-            self.last_call = end - min(_LAST_SECONDS, (end - begin) / 10)
+        """Note when the grace begins and ends. Each call can only make these times earlier."""
+        if (begin, end) != self._grace and end < math.inf:
+            self._grace = begin, end
+            seconds = end - max(begin, trio.current_time())
+            self.last_call = end - min(_LAST_SECONDS, seconds / 10)
 
 
 def _interrupt_idle_read(connection: Connection, timeout: float) -> None:

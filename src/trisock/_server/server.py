@@ -270,18 +270,15 @@ class Server(NotCopyable):
         seconds = seconds_or_inf("grace", grace)
         if delay is None:
             raise TypeError("delay must be a number of seconds, not None")
-        now = trio.current_time()
-        begin = now + seconds_or_inf("delay", delay)
+        begin = trio.current_time() + seconds_or_inf("delay", delay)
         # In a forked child, cancelling tasks would remove descriptors from the parent's epoll set.
         if _fork.in_copied_run():
             self._listening.close()
             return
         self._ready = False
-        before = self._accept_scope.deadline, self._handler_scope.deadline
-        times = min(before[0], begin), min(before[1], begin + seconds)
-        self._accept_scope.deadline, self._handler_scope.deadline = times
-        if times != before:
-            self._state.limit_grace(max(times[0], now), times[1])
+        self._accept_scope.deadline = min(self._accept_scope.deadline, begin)
+        self._handler_scope.deadline = min(self._handler_scope.deadline, begin + seconds)
+        self._state.limit_grace(self._accept_scope.deadline, self._handler_scope.deadline)
         if self._accept_scope.deadline <= trio.current_time():
             self._begin_closing()
         if self._handler_scope.deadline <= trio.current_time():

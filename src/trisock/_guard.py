@@ -113,7 +113,7 @@ class bare:  # noqa: N801 (used like a function)
         try:
             raise_again(alone)
         finally:
-            del exc, alone  # the traceback refers to this frame
+            del exc, tb, alone  # the traceback refers to this frame
 
 
 def _alone(exceptions: list[BaseException]) -> BaseException | None:

@@ -66,21 +66,25 @@ class Interrupt(KeyboardInterrupt):
 
 
 def test_an_exception_out_of_its_group_keeps_its_context_and_is_no_garbage() -> None:
-    def fail() -> weakref.ref[Interrupt]:
-        interrupt, context = Interrupt(), ValueError()
+    context = ValueError()
+    raised: list[weakref.ref[Interrupt]] = []
+
+    def fail() -> None:
+        interrupt = Interrupt()  # the traceback of the group refers to it
         interrupt.__context__ = context
-        raised = weakref.ref(interrupt)
-        with contextlib.suppress(Interrupt), _guard.bare():
-            raise BaseExceptionGroup("group", [BaseExceptionGroup("nested", [interrupt])])
-        assert interrupt.__context__ is context
-        del interrupt
-        return raised
+        raised.append(weakref.ref(interrupt))
+        raise BaseExceptionGroup("group", [BaseExceptionGroup("nested", [interrupt])])
 
     gc.disable()
     try:
-        assert fail()() is None
+        with contextlib.suppress(Interrupt), _guard.bare():
+            fail()
+        assert raised[0]() is None
     finally:
         gc.enable()
+    with pytest.raises(Interrupt) as caught, _guard.bare():
+        fail()
+    assert caught.value.__context__ is context
 
 
 def test_exceptions_that_all_count_stay_in_their_group() -> None:

@@ -12,8 +12,8 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
 
 import trio
 
@@ -50,7 +50,7 @@ async def isolated(function: Callable[[], Awaitable[T]]) -> T:
             raise
         # This is Trio's error for the open scope. Its context is the user code's exception.
         if failure is not None and _contains(failure, _must_propagate):
-            raise failure from None
+            raise_again(failure)
         raise
     finally:
         del failure  # its traceback refers to this frame
@@ -91,25 +91,52 @@ def leaves(exc: BaseException) -> list[BaseException]:
     return found
 
 
-@contextlib.contextmanager
-def bare() -> Iterator[None]:
+class bare:  # noqa: N801 (used like a function)
     """If a group with only one exception is raised, raise that exception without the group.
 
     This is for a call with an internal nursery. The caller then gets a bare ``KeyboardInterrupt``
-    on Ctrl-C, for example, no matter where the call was waiting.
+    on Ctrl-C, for example, no matter where the call was waiting. A ``Cancelled`` in the group does
+    not count: our tasks also raise it if the caller is cancelled at this moment.
     """
-    found: list[BaseException] = []
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        found = leaves(group)
-        if len(found) > 1:
-            raise
-    if found:
+
+    # Not contextlib.contextmanager: the frame of its __exit__ holds the group, which would be
+    # garbage in a cycle with the traceback.
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        if exc is None or not issubclass(type(exc), BaseExceptionGroup):
+            return
+        alone = _alone(leaves(exc))
+        if alone is None:
+            return
         try:
-            raise found[0]
+            raise_again(alone)
         finally:
-            del found  # the traceback refers to this frame
+            del exc, tb, alone  # the traceback refers to this frame
+
+
+def _alone(exceptions: list[BaseException]) -> BaseException | None:
+    """Return the one exception that counts, or ``None`` if there are several."""
+    others = [each for each in exceptions if not _is_cancelled(each)]
+    if len(others) > 1 and not all(issubclass(type(each), KeyboardInterrupt) for each in others):
+        return None
+    return (others or exceptions)[0]
+
+
+def raise_again(exc: BaseException) -> NoReturn:
+    """Raise the user's exception as it is, while a group that contains it is handled, for example.
+
+    A plain ``raise`` would make the group its context: that loses the old one, and would be garbage
+    in a cycle. ``from None`` would lose its cause.
+    """
+    context = _attribute(exc, "__context__")
+    try:
+        raise exc
+    finally:
+        BaseException.__dict__["__context__"].__set__(exc, context)
+        del exc, context  # the traceback refers to this frame
 
 
 def is_error(exc: BaseException) -> bool:

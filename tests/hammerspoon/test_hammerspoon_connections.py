@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -336,6 +337,36 @@ async def test_the_end_of_the_block_does_not_cut_off_a_disconnect(
             client.write("bye", lambda tag: written.set())
             await written.wait()
             client.disconnect()
+
+
+async def test_the_end_of_the_block_does_not_cut_off_a_servers_disconnect(
+    authority: Authority, server_tls: ServerTLS
+) -> None:
+    async with hammerspoon.open_sockets() as hs:
+        server = hs.server(0)
+        client = await trisock.connect(LOCALHOST, server.info()["localPort"])
+        await until(server.connected)
+        server.startTLS(server_tls).write("bye")
+        await client.starttls(authority.client_tls("localhost"))
+        assert await client.recv_exactly(3) == b"bye"
+        server.disconnect()
+    async with client:
+        assert await client.recv() == b""  # with close_notify
+
+
+@pytest.mark.parametrize("passes", range(6))
+async def test_a_servers_disconnect_forgets_no_client(hs: Sockets, path: str, passes: int) -> None:
+    server = hs.server(path)
+    await wait_all_tasks_blocked()
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(path)
+        for _ in range(passes):  # in the first ones, the server accepts the client
+            await trio.lowlevel.checkpoint()
+        server.disconnect()
+        await wait_all_tasks_blocked()
+        raw.setblocking(False)
+        with contextlib.suppress(ConnectionResetError):
+            assert raw.recv(1) == b""
 
 
 @pytest.mark.parametrize(

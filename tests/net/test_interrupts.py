@@ -10,7 +10,7 @@ import pytest
 import trio
 
 import trisock
-from trisock.testing import socket_pair
+from trisock.testing import check_handler, socket_pair
 
 
 async def connect_to_a_full_backlog() -> None:
@@ -35,7 +35,19 @@ async def relay_silent_peers() -> None:
         server.abort()
 
 
-CALLS = [connect_to_a_full_backlog, accept_from_two_sockets, relay_silent_peers]
+async def check_a_silent_handler() -> None:
+    async def handler(sock: trisock.Socket) -> None:
+        await trio.sleep_forever()
+
+    await check_handler(handler)
+
+
+CALLS = [
+    connect_to_a_full_backlog,
+    accept_from_two_sockets,
+    relay_silent_peers,
+    check_a_silent_handler,
+]
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -50,3 +62,46 @@ def test_ctrl_c_is_no_group(call: Callable[[], Awaitable[None]]) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         trio.run(main)
+
+
+def test_ctrl_c_in_a_call_that_is_then_cancelled_is_no_group() -> None:
+    scope = trio.CancelScope()
+
+    async def interrupt() -> None:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(2):  # in the first pass of the scheduler, Trio wakes the relay
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async def main() -> None:
+        trio.lowlevel.spawn_system_task(interrupt)
+        with scope:
+            await relay_silent_peers()
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+
+
+class InterruptAt(trio.abc.Instrument):
+    """Press Ctrl-C after a number of steps of tasks."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._left -= 1
+        if self._left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_at_each_step_of_a_socket_pair_is_no_group() -> None:
+    async def make_pair() -> None:
+        client, server = await socket_pair(tls=True)
+        client.abort()
+        server.abort()
+
+    trio.run(make_pair)  # the first call makes the certificates
+    for number in range(1, 21):
+        with pytest.raises(KeyboardInterrupt):
+            trio.run(make_pair, instruments=[InterruptAt(number)])

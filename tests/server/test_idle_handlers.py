@@ -435,6 +435,29 @@ async def test_a_short_grace_leaves_a_new_connection_time_for_a_goodbye(
         assert s.server.stats().cancelled == 0
 
 
+@pytest.mark.parametrize(("grace", "delay"), [(1, 0), (0, 1)])
+async def test_a_second_stop_with_a_longer_grace_leaves_the_same_time_for_a_goodbye(
+    mock_clock: trio.testing.MockClock, grace: float, delay: float
+) -> None:
+    async def handler(sock: Socket) -> None:
+        with contextlib.suppress(ServerClosing), sock.idle():
+            await sock.recv_line()
+
+    async with serving(handler) as s, await s.connect() as client:
+        while not s.server.connections:
+            await trio.lowlevel.checkpoint()
+        s.server.stop(grace, delay=delay)
+        s.server.stop(grace=None)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(0.85)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await client.peek() is None
+        mock_clock.jump(0.1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await client.peek() == b""
+        assert s.server.stats().cancelled == 0
+
+
 async def test_the_five_seconds_count_from_the_end_of_the_handshake(
     authority: Authority, mock_clock: trio.testing.MockClock
 ) -> None:

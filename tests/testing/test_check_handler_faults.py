@@ -359,6 +359,25 @@ async def test_request_that_is_dropped_at_the_end_is_found() -> None:
     )
 
 
+async def drop_at_end(sock: Socket) -> None:
+    """Greet, drop a request if the end follows at once, and say goodbye."""
+    await sock.send(b"220 ready\n")
+    async for line in sock.lines(max_bytes=100):
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+        if await sock.peek() == b"":
+            break
+        await sock.send(line, b"\n")
+    await sock.send(b"bye\n")
+
+
+@pytest.mark.parametrize("greeting", [None, b"220 "])
+async def test_request_that_is_dropped_behind_a_greeting_is_found(greeting: bytes | None) -> None:
+    fault = "^half-close: the handler does not answer a request that the end of the stream follows"
+    with pytest.raises(AssertionError, match=fault):
+        await check_handler(drop_at_end, greeting=greeting)
+
+
 async def test_death_on_unexpected_word_is_found() -> None:
     async def handle(sock: Socket) -> None:
         async for line in sock.lines():

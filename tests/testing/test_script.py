@@ -331,6 +331,35 @@ async def test_a_client_that_accepts_a_bad_certificate_is_a_failure(authority: A
             await client.starttls(ClientTLS("localhost", verify=False))
 
 
+async def test_a_client_that_closes_without_an_alert_refuses(authority: Authority) -> None:
+    server = Script().starttls(authority.server_tls(), refused=True)
+    async with serving(server) as s:
+        await s.connect()
+
+
+async def test_a_refusal_by_this_side_is_none_by_the_peer(a: Socket, b: Socket) -> None:
+    mine, theirs = Authority(), Authority()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Script().starttls(theirs.server_tls(), refused=True), b)
+        message = await failure(Script().starttls(mine.client_tls(), refused=True), a)
+    assert "starttls failed: " in message
+    assert "the certificate was refused" in message
+
+
+async def test_plain_text_is_no_refusal_of_tls(authority: Authority, a: Socket, b: Socket) -> None:
+    await b.send(b"454 not available\r\n")
+    message = await failure(Script().starttls(authority.client_tls(), refused=True), a)
+    assert "the peer does not speak TLS" in message
+
+
+async def test_plain_text_under_tls_is_no_end() -> None:
+    script = Script().expect_eof(clean=False)
+    client, server = await socket_pair(tls=True)
+    async with client, server:
+        await server.stream.socket.send(b"500 bye\r\n")
+        assert "the peer does not speak TLS" in await failure(script, client)
+
+
 async def test_a_failed_script_fails_the_test_that_serves_it() -> None:
     script = Script().expect(b"x").expect(b"y")
     with pytest.raises(AssertionError, match="but the stream ended"):

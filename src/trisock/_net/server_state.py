@@ -32,12 +32,16 @@ class ServerState:
         self.server = weakref.ref(server)
         self.closing = trio.Event()
         self.last_call = math.inf
+        self._grace = math.inf, math.inf
         self.idle_deadlines: Deadlines[Connection] = Deadlines(_interrupt_idle_read)
         self.counts: Counter[str] = Counter()
 
-    def limit_grace(self, end: float, seconds: float) -> None:
-        """Set ``last_call`` for a grace that ends at ``end`` and lasts ``seconds``."""
-        self.last_call = end - min(_LAST_SECONDS, seconds / 10)
+    def limit_grace(self, begin: float, end: float) -> None:
+        """Set ``last_call`` for a grace. A later call can only make its begin and end earlier."""
+        if (begin, end) != self._grace and end < math.inf:
+            self._grace = begin, end
+            seconds = end - max(begin, trio.current_time())
+            self.last_call = end - min(_LAST_SECONDS, seconds / 10)
 
 
 def _interrupt_idle_read(connection: Connection, timeout: float) -> None:

@@ -91,7 +91,7 @@ class Admission:
                 if errors is not None:
                     self._failed.log(address, errors)
                 if rest is not None:
-                    raise rest from None
+                    _guard.raise_again(rest)
                 return False
             finally:
                 del errors, rest  # their tracebacks refer to this frame

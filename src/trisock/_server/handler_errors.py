@@ -54,7 +54,7 @@ def log_or_raise(connection: Connection, failure: BaseException, counts: Counter
     if rest is failure:
         raise failure
     if rest is not None:
-        raise rest from None
+        _guard.raise_again(rest)
 
 
 def log(connection: Connection, errors: BaseException, counts: Counter[str]) -> None:

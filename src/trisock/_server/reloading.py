@@ -54,11 +54,12 @@ async def reload_all(roles: Iterable[ServerTLS], on_reload: Callable[[], object]
 def _log_or_raise(failure: BaseException) -> None:
     errors, rest = _guard.split_errors(failure)
     if errors is not None:
-        _log("SIGHUP: on_reload failed; the service goes on", errors)
+        end = "; the service goes on" if rest is None else ""
+        _log(f"SIGHUP: on_reload failed{end}", errors)
     if rest is failure:
         raise failure
     if rest is not None:
-        raise rest from None
+        _guard.raise_again(rest)
 
 
 def _log(message: str, exc: BaseException | None, *args: object) -> None:

@@ -278,7 +278,7 @@ class Server(NotCopyable):
         self._ready = False
         self._accept_scope.deadline = min(self._accept_scope.deadline, begin)
         self._handler_scope.deadline = min(self._handler_scope.deadline, begin + seconds)
-        self._state.limit_grace(self._handler_scope.deadline, seconds)
+        self._state.limit_grace(self._accept_scope.deadline, self._handler_scope.deadline)
         if self._accept_scope.deadline <= trio.current_time():
             self._begin_closing()
         if self._handler_scope.deadline <= trio.current_time():

@@ -135,6 +135,8 @@ class QueuedServer:
             self._scope.cancel()
             self._listener.abort()
         else:
+            # As in QueuedClient.run, the end of open_sockets does not cut off the closes.
+            self._scope.shield = True
             self._server.stop(grace=None)
             self._listener.abort()
         for connection in self.connections:
@@ -163,6 +165,8 @@ class QueuedServer:
         _local_servers().discard(self)
 
     async def _serve(self, sock: trisock.Socket) -> None:
+        if not self._is_open:  # disconnected after it had accepted this client
+            return
         peer = sock.getpeer()
         connection = accepted_connection(self._callbacks, f"the client {peer}", self._budget)
         self.connections.append(connection)

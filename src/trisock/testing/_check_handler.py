@@ -20,7 +20,7 @@ from .. import (
     TLSArgument,
     bind,
 )
-from .._guard import text
+from .._guard import bare, text
 from .._text import format_seconds
 from . import _flooding_clients
 from . import _hostile_clients as clients
@@ -166,7 +166,7 @@ async def check_handler(
     """
     profile = _profile(handler, greeting, request, starttls, tls, server_tls, timeout)
     watchdog = Watchdog(timeout)
-    with watchdog.running():
+    with bare(), watchdog.running():
         check = _Check(_served(handler, profile.server_tls), profile, watchdog)
         if profile.tls is None or starttls is not None:
             await check.run_all(_CLIENTS, secure=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from ._arguments import check_bool
 from ._expectation import Expectation, Mismatch, expectation, shown
 
 _logger = logging.getLogger("trisock.testing")
+
+# OpenSSL's names for the peer's alerts. Its other names are errors that this side has found.
+_ALERT = re.compile(r"(SSLV3|TLSV1|TLSV13)_")
 
 
 class _Step(Protocol):
@@ -112,8 +116,8 @@ class Script:
         """Expect the end of the stream: FIN or, under TLS, ``close_notify``.
 
         Args:
-          clean: False also accepts a connection that breaks: by a reset or, under TLS, by an end
-            without ``close_notify``. A program that ends with an exception may cause either.
+          clean: False also accepts a connection that breaks: by a reset or, under TLS, by an alert or
+            an end without ``close_notify``. A program that ends with an exception may cause these.
         """
         check_bool("clean", clean)
         return self._add(_ExpectEOF(clean))
@@ -127,9 +131,11 @@ class Script:
         Args:
           tls: the TLS role, such as ``Authority.server_tls()`` or ``Authority.client_tls()``.
           refused: whether the peer must refuse the handshake, for example because it rejects the
-            certificate. This must then be the last step, because the connection is closed. (With
-            TLS 1.3, a server refuses a client's certificate only after the client's handshake. To
-            expect that, use ``expect_eof(clean=False)`` as the next step.)
+            certificate. The peer refuses by an alert, or by closing the connection. The step fails
+            if this side refuses, or if the peer does not speak TLS. This must be the last step,
+            because the connection is closed. (With TLS 1.3, a server refuses a client's certificate
+            only after the client's handshake. To expect that, use ``expect_eof(clean=False)`` as
+            the next step.)
         """
         check_bool("refused", refused)
         return self._add(_StartTLS(tls, refused))
@@ -233,8 +239,8 @@ class _ExpectEOF:
     async def run(self, sock: Socket) -> None:
         try:
             chunk = await sock.recv()
-        except trio.BrokenResourceError:
-            if self._clean:
+        except trio.BrokenResourceError as exc:
+            if self._clean or _is_found_here(exc):
                 raise
             return
         if chunk:
@@ -251,11 +257,19 @@ class _StartTLS:
         return "starttls"
 
     async def run(self, sock: Socket) -> None:
-        try:
+        if not self._refused:
             await sock.starttls(self._tls)
-        except TLSError:
-            if not self._refused:
+            return
+        try:
+            await sock.starttls(self._tls, handshake_timeout=math.inf)  # silence refuses nothing
+        except TLSError as exc:
+            if _is_found_here(exc):
                 raise
         else:
-            if self._refused:
-                raise _StepError("expected that the peer refuses the handshake, but it succeeded")
+            raise _StepError("expected that the peer refuses the handshake, but it succeeded")
+
+
+def _is_found_here(exc: trio.BrokenResourceError) -> bool:
+    """Return whether this side has found what broke TLS. Otherwise the peer has ended it."""
+    reason = exc.reason if isinstance(exc, TLSError) else None
+    return reason is not None and not _ALERT.match(reason)

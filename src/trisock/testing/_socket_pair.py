@@ -6,7 +6,7 @@ import trio
 
 import trisock
 
-from .. import Socket
+from .. import Socket, _guard
 from ._arguments import check_bool
 from ._authority import shared_authority
 
@@ -31,9 +31,10 @@ async def socket_pair(*, tls: bool = False) -> tuple[Socket, Socket]:
         return client, server
     try:
         # The server's half of the handshake is a task, because each half waits for the other.
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.starttls, authority.server_tls())
-            await client.starttls(authority.client_tls())
+        with _guard.bare():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.starttls, authority.server_tls())
+                await client.starttls(authority.client_tls())
     except BaseException:
         client.abort()
         server.abort()

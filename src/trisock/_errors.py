@@ -269,6 +269,8 @@ _DESCRIPTIONS = {
     "NO_APPLICATION_PROTOCOL": "the two sides share no ALPN protocol",
     "APPLICATION_DATA_AFTER_CLOSE_NOTIFY": "the peer was still sending encrypted data",
     "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": "a record was forged or damaged",
+    # OpenSSL 3.6 reports this in place of the reason, such as a wrong MAC or an empty record.
+    "RECORD_LAYER_FAILURE": "a record was invalid, forged or damaged",
     "UNEXPECTED_EOF_WHILE_READING": "the peer closed the connection",
 }
 

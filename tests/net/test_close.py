@@ -148,7 +148,7 @@ async def test_the_alert_of_a_failed_read_precedes_the_close(
         assert await trio.to_thread.run_sync(peer.run, peer.ssl.read) == b"hello"
     raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
     for _ in range(2):
-        with pytest.raises(TLSError, match="a record was forged or damaged"):
+        with pytest.raises(TLSError, match="forged or damaged"):
             await sock.recv()
     await sock.close()
     with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):

@@ -373,7 +373,7 @@ async def drop_at_end(sock: Socket) -> None:
 
 @pytest.mark.parametrize("greeting", [None, b"220 "])
 async def test_request_that_is_dropped_behind_a_greeting_is_found(greeting: bytes | None) -> None:
-    fault = "^half-close: the handler does not answer a request that the end of the stream follows"
+    fault = "^half-close: the handler does not answer a request if the end of the stream follows"
     with pytest.raises(AssertionError, match=fault):
         await check_handler(drop_at_end, greeting=greeting)
 

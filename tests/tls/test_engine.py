@@ -171,12 +171,12 @@ def test_a_failed_engine_raises_a_fresh_copy_of_its_failure(
     client.engine.write(b"data")
     ciphertext = bytearray(client.engine.data_to_send())
     ciphertext[-1] ^= 1
-    with pytest.raises(TLSError, match="a record was forged or damaged") as first:
+    with pytest.raises(TLSError, match="forged or damaged") as first:
         read_all(server.engine, bytes(ciphertext))
     assert server.engine.state is TLSState.FAILED
     assert server.engine.unsent  # the alert is queued
     arguments: tuple[Any, ...] = (b"data",) if call == "write" else ()
-    with pytest.raises(TLSError, match="a record was forged or damaged") as again:
+    with pytest.raises(TLSError, match="forged or damaged") as again:
         getattr(server.engine, call)(*arguments)
     assert again.value is not first.value
     assert server.errors == [first.value, again.value]

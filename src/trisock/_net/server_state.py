@@ -37,7 +37,7 @@ class ServerState:
         self.counts: Counter[str] = Counter()
 
     def limit_grace(self, begin: float, end: float) -> None:
-        """Set ``last_call`` for a grace. A later call can only make its begin and end earlier."""
+        """Set ``last_call`` for a grace from ``begin`` to ``end``. Both can only become earlier."""
         if (begin, end) != self._grace and end < math.inf:
             self._grace = begin, end
             seconds = end - max(begin, trio.current_time())

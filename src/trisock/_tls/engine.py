@@ -154,9 +154,12 @@ class TLSEngine:
         except ssl.SSLZeroReturnError as exc:
             raise self._fail_from_ssl(exc) from exc
         except ssl.SSLError as exc:
-            # An unusable certificate in a valid chain leaves an error in OpenSSL's queue. OpenSSL
-            # then reports this error instead of WANT_READ. So retry once: if the handshake has
-            # really failed, it fails again.
+            # An unusable certificate in a valid chain leaves an error of the library X509V3 in
+            # OpenSSL's queue. OpenSSL then reports this error instead of WANT_READ. So retry once:
+            # if the handshake has really failed, it fails again. But after plain text, OpenSSL 3.6
+            # does not fail again. That error is of the library SSL, as all failures are.
+            if exc.library == "SSL":
+                raise self._fail_from_ssl(exc) from exc
             try:
                 self._ssl_object.do_handshake()
             except ssl.SSLWantReadError:

@@ -116,8 +116,8 @@ class Script:
         """Expect the end of the stream: FIN or, under TLS, ``close_notify``.
 
         Args:
-          clean: False also accepts a connection that breaks: by a reset or, under TLS, by an alert or
-            an end without ``close_notify``. A program that ends with an exception may cause these.
+          clean: False also accepts a connection that breaks: by a reset or, under TLS, by an alert
+            or an end without ``close_notify``. A program that raises an exception may cause these.
         """
         check_bool("clean", clean)
         return self._add(_ExpectEOF(clean))

@@ -63,7 +63,13 @@ def draw_overview(results: list[Result], path: Path) -> None:
         f"{title} (lower is better)" if result.row.is_memory else title
         for title, result in zip(OVERVIEW_ROWS.values(), shown, strict=True)
     ]
-    _draw(shown, titles, path, OVERVIEW, "Work per CPU second of a server, relative to bare Trio")
+    _draw(
+        shown,
+        titles,
+        path,
+        OVERVIEW,
+        "A server's work per CPU second, and its memory, relative to bare Trio",
+    )
 
 
 def draw(results: list[Result], path: Path) -> None:
@@ -132,7 +138,7 @@ def _draw_row(panel: Axes, result: Result) -> None:
         low, bar, high = (min(each, LONGEST) for each in (ratio.low, ratio.median, ratio.high))
         panel.barh(place, bar, color=HIGHLIGHT.get(name, OTHERS), height=0.7)
         panel.plot([low, high], [place, place], color=TEXT, linewidth=1.2)
-        cut = " (cut)" if ratio.median > LONGEST else ""
+        cut = " (bar cut)" if ratio.median > LONGEST else ""
         _label(panel, max(bar, high), place, f"{ratio.median:.2f}{cut}")
         longest = max(longest, high)
     panel.set_xlim(0, longest * 1.25)  # with room for the last figure

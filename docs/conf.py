@@ -34,6 +34,7 @@ html_theme_options = {
 }
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
+html_search_scorer = str(Path(__file__).parent / "_extensions" / "scorer.js")
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 napoleon_google_docstring = True

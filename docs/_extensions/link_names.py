@@ -2,6 +2,7 @@
 
 The pages and docstrings say ``Socket.recv_line`` or ``await sock.recv_line()``. This is readable
 on GitHub and in a terminal. Here, each such literal becomes a link if the reference has the name.
+Trio's names link to Trio's reference.
 """
 
 from __future__ import annotations
@@ -76,6 +77,22 @@ PAGES = {
     "hammerspoon": HAMMERSPOON,
     "api-hammerspoon": HAMMERSPOON,
 }
+# The pages of Trio's reference. Without a network, intersphinx cannot read the list.
+TRIO = {
+    "core": """trio.BrokenResourceError trio.BusyResourceError trio.Cancelled trio.CancelScope
+        trio.CapacityLimiter trio.ClosedResourceError trio.MemoryReceiveChannel trio.TooSlowError
+        trio.fail_after trio.move_on_after trio.open_memory_channel trio.run""",
+    "io": """trio.DTLSEndpoint trio.SSLStream trio.SocketStream trio.abc.HalfCloseableStream
+        trio.abc.Listener trio.aclose_forcefully trio.open_signal_receiver trio.open_tcp_listeners
+        trio.open_tcp_stream trio.open_unix_socket trio.serve_listeners trio.serve_ssl_over_tcp
+        trio.serve_tcp""",
+    "testing": "trio.testing.memory_stream_pair",
+}
+TRIO_URLS = {
+    name: f"https://trio.readthedocs.io/en/stable/reference-{page}.html#{name}"
+    for page, names in TRIO.items()
+    for name in names.split()
+}
 # The names on these pages are tests, and options of the command.
 WITHOUT_LINKS = ("dialect-tests", "command")
 
@@ -99,15 +116,23 @@ class LinkNames(SphinxPostTransform):
         match = NAME.fullmatch(literal.astext())
         if not match or MAN_PAGE.fullmatch(literal.astext()):
             return
+        if match[1] in TRIO_URLS:
+            replace(literal, nodes.reference("", "", refuri=TRIO_URLS[match[1]], internal=False))
+            return
         for name in candidates(match[1], page, scopes_around(literal)):
             found = objects.get(name)
             if found and ("." in match[1] or found.objtype not in ATTRIBUTES):
                 link = make_refnode(
                     self.app.builder, self.env.docname, found.docname, found.node_id, [], name
                 )
-                literal.replace_self(link)
-                link += literal
+                replace(literal, link)
                 return
+
+
+def replace(literal: nodes.literal, link: nodes.reference) -> None:
+    """Put the literal into a link, in its place."""
+    literal.replace_self(link)
+    link += literal
 
 
 def scopes_around(literal: nodes.literal) -> list[str]:

@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 def format_seconds(number: float) -> str:
     """Format a duration: ``1 second``, ``0.5 seconds``. Round ``58.743127`` to ``58.7``."""
     shown = round(number, 1) if number > 10 else float(f"{number:.3g}")
-    return f"{shown:g} second{'' if shown == 1 else 's'}"
+    return f"{shown:.12g} second{'' if shown == 1 else 's'}"
 
 
 def set_message(error: ErrorT, message: str, *, without_peer: str) -> ErrorT:

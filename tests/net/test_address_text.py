@@ -297,6 +297,7 @@ async def test_a_port_with_many_digits_is_refused(port: int) -> None:
         (0.00512, "0.00512 seconds"),
         (2.25, "2.25 seconds"),
         (3600, "3600 seconds"),
+        (14 * 86400, "1209600 seconds"),
     ],
 )
 def test_a_duration_has_no_useless_digits(number: float, text: str) -> None:

@@ -357,7 +357,8 @@ async def test_plain_text_under_tls_is_no_end() -> None:
     client, server = await socket_pair(tls=True)
     async with client, server:
         await server.stream.socket.send(b"500 bye\r\n")
-        assert "the peer does not speak TLS" in await failure(script, client)
+        message = await failure(script, client)
+        assert re.search("does not speak TLS|a record was invalid", message)  # OpenSSL 3.0, 3.6
 
 
 async def test_a_failed_script_fails_the_test_that_serves_it() -> None:

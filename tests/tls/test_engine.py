@@ -66,6 +66,28 @@ def sides(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Side, Side]:
     return connected(client_tls, server_tls, lambda data: [data])
 
 
+class WrongVersionOnce:
+    """An SSLObject that gets plain text. As with OpenSSL 3.6, only its first handshake fails."""
+
+    failed = False
+
+    def do_handshake(self) -> None:
+        if self.failed:
+            raise ssl.SSLWantReadError
+        self.failed = True
+        error = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)")
+        error.library, error.reason = "SSL", "WRONG_VERSION_NUMBER"
+        raise error
+
+
+def test_plain_text_in_a_handshake_fails_at_once(client_tls: ClientTLS) -> None:
+    client = Side(client_tls, "client")
+    client.engine._ssl_object = WrongVersionOnce()  # type: ignore[assignment]
+    with pytest.raises(TLSError, match="the peer does not speak TLS"):
+        client.engine.do_handshake()
+    assert client.engine.state is TLSState.FAILED
+
+
 def read_all(engine: TLSEngine, ciphertext: bytes) -> bytes | None:
     """Decrypt ciphertext. Return the data, or ``None`` if there is no data and no close_notify."""
     engine.incoming.write(ciphertext)

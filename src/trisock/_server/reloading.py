@@ -69,4 +69,4 @@ def _log(message: str, exc: BaseException | None, *args: object) -> None:
 def _names(role: ServerTLS) -> str:
     """Return the first name of each certificate of a role, for the log."""
     certificates = cast("tuple[Certificate, ...]", role.certificates)
-    return ", ".join(listed(each.names[:1]) or "no name" for each in certificates)
+    return ", ".join(listed(each.names[:1]) or "no DNS name" for each in certificates)

@@ -24,7 +24,7 @@ from trisock.testing import socket_pair
 
 @pytest.fixture
 def family() -> str:
-    """``"tcp"`` or ``"unix"``. A Unix connection has small buffers.
+    """The kind of connection: ``"tcp"`` or ``"unix"``. A Unix connection has small buffers.
 
     Tests parametrize this fixture.
     """
@@ -134,7 +134,7 @@ def make_file(tmp_path: Path) -> Iterator[Callable[[str, bytes], Any]]:
                 return CustomFile(content)
             if kind == "temporary":
                 file: Any = stack.enter_context(tempfile.TemporaryFile())
-                file.write(content)  # some of it may stay in Python's write buffer
+                file.write(content)  # some bytes may stay in Python's write buffer
                 return file
             if kind == "pipe":  # the content must fit into the pipe
                 reading, writing = os.pipe()

@@ -149,7 +149,7 @@ def test_taking_lines_from_one_chunk_does_not_copy_the_rest() -> None:
         end = buffer.find(b"\n")
         assert end is not None
         assert buffer.take(end) == b"line\n"
-    assert buffer._chunk(0)[0] is chunk  # the same object
+    assert buffer._chunk(0)[0] is chunk  # not a copy
 
 
 def test_a_whole_chunk_is_not_copied() -> None:
@@ -222,7 +222,7 @@ def test_no_split_line_exceeds_the_limit(delimiter: bytes, max_bytes: int) -> No
             taken = buffer.take_line_list(delimiter, True, max_bytes)
             got += taken or [buffer.take(end)]
             if delimiter != delimiter[::-1] or len(delimiter) == 1:
-                assert taken == fitting  # all lines at once
+                assert taken == fitting  # one call takes all lines
         assert got == fitting
 
 

@@ -110,7 +110,7 @@ def receive_in_parts(size: int, chunk: bytes, taken: list[int]) -> None:
 
 
 def receive_and_drop(size: int, chunk: bytes, taken: list[int]) -> None:
-    """As bytes arrive, drop all that cannot be part of the delimiter."""
+    """As bytes arrive, drop all bytes that cannot be part of the delimiter."""
     buffer = ReceiveBuffer()
     dropped = 0
     for _ in range(size // len(chunk)):
@@ -339,7 +339,7 @@ def lines_of(buffer: ReceiveBuffer) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("take", [frames_of, lines_of])
-def test_taking_one_item_splits_few_others(
+def test_taking_one_item_splits_few_other_items(
     take: Callable[[ReceiveBuffer], Iterator[bytes]],
 ) -> None:
     """A program may use a new iterator for each item, and drop the rest of the batch."""

@@ -78,7 +78,7 @@ async def test_cansend_is_true_after_the_peers_eof(a: Socket, b: Socket) -> None
 @pytest.mark.parametrize("layer", ["tls"])
 async def test_cansend_is_true_after_the_peers_close_notify(a: Socket, b: Socket) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(b.stoptls)  # sends close_notify, and no FIN
+        nursery.start_soon(b.stoptls)  # sends close_notify, but no FIN
         assert await a.recv() == b""
         assert not a.isopen()
         assert a.info().cansend

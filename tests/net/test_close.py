@@ -87,7 +87,7 @@ async def test_closing_with_unread_tls_tickets_loses_no_sent_data(times: int) ->
     for _ in range(5 * times):
         client, server = await socket_pair(tls=True)
         async with closing(client, server):
-            await server.send(b"an unread banner")  # carries the tickets
+            await server.send(b"an unread banner")  # also sends the tickets
             await client.send(b"x" * 100_000)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.close)

@@ -1,4 +1,4 @@
-"""Closes that need not wait, and other paths at the end of a connection that are rarely taken."""
+"""Rarely taken paths at the end of a connection: for example, a close that need not wait."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def _visit(server: trisock.Server) -> None:
         pass
 
 
-# Our conftest gives each async test a deadline, and a server with a deadline closes in other tasks.
+# Not an async test: these have a deadline, under which a server closes connections in other tasks.
 def test_a_close_that_need_not_wait_releases_its_slot() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -116,7 +116,10 @@ async def test_a_full_send_queue_makes_a_tls_close_wait(monkeypatch: pytest.Monk
 async def test_a_tls_close_after_a_shutdown_by_other_code_loses_nothing(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    """There is a close_notify to send, but nothing can follow FIN. The clock stands still."""
+    """The close has a close_notify to send, but nothing can follow FIN.
+
+    The clock stands still, so a wait for a time limit would never end.
+    """
     a, b = await socket_pair(tls=True)
 
     async def receive() -> None:

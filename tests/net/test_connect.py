@@ -377,7 +377,7 @@ async def test_a_connection_that_is_reset_immediately_raises_connection_reset_er
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
-        def reset(raw: socket.socket) -> None:  # runs just after the connection was made
+        def reset(raw: socket.socket) -> None:  # runs as soon as the connection is made
             peer, _ = listening.accept()
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()

@@ -1,4 +1,4 @@
-"""Deadlines: one task reports the overdue ones of many items."""
+"""Deadlines: one task watches many items, and reports each overdue item."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_discarded_item_does_not_expire(
     assert watched.expired == [("b", 5, 5)]
 
 
-async def test_an_item_that_is_added_again_has_the_whole_time(
+async def test_adding_an_item_again_restarts_its_timeout(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     watched.deadlines.add("a", 5)
@@ -71,7 +71,7 @@ async def test_an_item_that_is_added_again_has_the_whole_time(
     assert watched.expired == [("a", 5, 9)]
 
 
-async def test_limit_is_for_items_without_a_deadline(
+async def test_limit_applies_to_items_without_a_deadline(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     for item, timeout in (("never", math.inf), ("discarded", math.inf), ("soon", 3.0)):
@@ -83,7 +83,7 @@ async def test_limit_is_for_items_without_a_deadline(
     assert watched.expired == [("soon", 3, 3), ("never", 5, 6)]
 
 
-async def test_an_expiring_item_may_add_others(
+async def test_an_expiring_item_may_add_other_items(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     def expire(item: str, timeout: float) -> None:
@@ -98,7 +98,7 @@ async def test_an_expiring_item_may_add_others(
 
 
 async def test_computed_timeouts_need_little_memory(watched: Watched) -> None:
-    """Also while the task sleeps."""
+    """Memory stays small even while the task sleeps: ``add`` forgets unused timeouts."""
     watched.deadlines.add("first", 1)
     for number in range(1000):
         watched.deadlines.add("a", 2 + number / 1000)

@@ -25,7 +25,7 @@ async def error_of(read: str) -> IncompleteReadError:
         a.unrecv(await a.recv_exactly(5))
         with pytest.raises(IncompleteReadError) as caught:
             await (a.recv_exactly(100) if read == "recv_exactly" else anext(a.lines()))
-        assert await a.recv_exactly(len(SECRET)) == SECRET  # nothing is lost
+        assert await a.recv_exactly(len(SECRET)) == SECRET  # the bytes are still unread
         return caught.value
 
 

@@ -108,7 +108,7 @@ async def test_a_header_size_outside_one_to_eight_bytes_is_refused(header: int, 
 
 @pytest.mark.parametrize("header", [True, 4.0, b"!I", None, [4], struct.Struct("!I")])
 async def test_a_header_of_another_type_is_refused(header: object, a: Socket) -> None:
-    frame_header(1)  # fills the cache: True == 1, but True must be refused
+    frame_header(1)  # now cached: True == 1, but True must be refused
     with pytest.raises(TypeError, match="header must be"):
         a.frames(header)  # type: ignore[arg-type]
 

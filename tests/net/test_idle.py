@@ -36,7 +36,7 @@ async def test_a_read_ends_after_the_timeout_and_loses_nothing(
     assert await a.recv_exactly(len(ITEM)) == ITEM
 
 
-async def test_the_time_counts_from_the_last_byte(
+async def test_the_timeout_counts_from_the_last_byte(
     a: Socket, b: Socket, mock_clock: trio.testing.MockClock
 ) -> None:
     async def read() -> None:
@@ -59,7 +59,7 @@ async def test_the_time_counts_from_the_last_byte(
 
 
 @pytest.mark.parametrize("timeouts", [(2, 7), (7, 2), (None, 2), (2, None)])
-async def test_of_nested_blocks_the_shortest_timeout_holds(
+async def test_the_shortest_timeout_of_nested_blocks_applies(
     timeouts: tuple[float | None, float | None],
     a: Socket,
     autojump_clock: trio.testing.MockClock,
@@ -111,7 +111,7 @@ async def test_blocks_of_two_tasks_may_overlap(
     first, second, third = a.idle(3), a.idle(2), a.idle(1)
     for each in (first, second, third):
         each.__enter__()
-    first.__exit__(None, None, None)  # two later blocks go on
+    first.__exit__(None, None, None)  # the two later blocks continue
     third.__exit__(None, None, None)
     begin = trio.current_time()
     with pytest.raises(IdleTimeoutError):
@@ -147,7 +147,7 @@ async def test_data_is_returned_without_delay(a: Socket, b: Socket) -> None:
         break
 
 
-async def test_the_end_of_the_stream_comes_through(a: Socket, b: Socket) -> None:
+async def test_an_idle_read_returns_eof(a: Socket, b: Socket) -> None:
     await b.close()
     with a.idle(timeout=100):
         assert await a.recv() == b""
@@ -202,5 +202,5 @@ async def test_idle_must_be_a_bool(iterate: str, a: Socket) -> None:
         getattr(a, iterate)(idle=None)
 
 
-async def test_without_a_server_there_is_none(a: Socket, b: Socket) -> None:
+async def test_server_is_none_for_a_socket_without_a_server(a: Socket, b: Socket) -> None:
     assert a.server is b.server is None

@@ -1,4 +1,4 @@
-"""Ctrl-C in a call that waits in a nursery of its own."""
+"""Ctrl-C in a call that waits in its own nursery raises no exception group."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_ctrl_c_is_no_group(call: Callable[[], Awaitable[None]]) -> None:
+def test_ctrl_c_is_raised_outside_a_group(call: Callable[[], Awaitable[None]]) -> None:
     async def interrupt() -> None:
         await trio.testing.wait_all_tasks_blocked(0.01)
         signal.raise_signal(signal.SIGINT)
@@ -64,13 +64,13 @@ def test_ctrl_c_is_no_group(call: Callable[[], Awaitable[None]]) -> None:
         trio.run(main)
 
 
-def test_ctrl_c_in_a_call_that_is_then_cancelled_is_no_group() -> None:
+def test_ctrl_c_before_a_cancellation_is_raised_outside_a_group() -> None:
     scope = trio.CancelScope()
 
     async def interrupt() -> None:
         await trio.testing.wait_all_tasks_blocked(0.01)
         signal.raise_signal(signal.SIGINT)
-        for _ in range(2):  # in the first pass of the scheduler, Trio wakes the relay
+        for _ in range(2):  # Trio wakes the relay in the first scheduler pass
             await trio.lowlevel.checkpoint()
         scope.cancel()
 
@@ -84,7 +84,7 @@ def test_ctrl_c_in_a_call_that_is_then_cancelled_is_no_group() -> None:
 
 
 class InterruptAt(trio.abc.Instrument):
-    """Press Ctrl-C after a number of steps of tasks."""
+    """Press Ctrl-C after a given number of task steps."""
 
     def __init__(self, number: int) -> None:
         self._left = number
@@ -95,7 +95,7 @@ class InterruptAt(trio.abc.Instrument):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_at_each_step_of_a_socket_pair_is_no_group() -> None:
+def test_ctrl_c_at_each_step_is_raised_outside_a_group() -> None:
     async def make_pair() -> None:
         client, server = await socket_pair(tls=True)
         client.abort()

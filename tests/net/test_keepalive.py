@@ -12,7 +12,7 @@ import trisock
 from helpers.pairs import all_served, closing, raw_pair, unix_pair
 from trisock import Socket
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems name other options")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the options have Linux names")
 
 ON = (1, 15, 15, 9)
 
@@ -66,7 +66,7 @@ async def test_a_servers_connections_inherit_keepalive_from_the_listening_socket
         server.stop()
     assert found == [ON]
     assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE) not in changed
-    assert (socket.SOL_SOCKET, socket.SO_LINGER) in changed  # at the close
+    assert (socket.SOL_SOCKET, socket.SO_LINGER) in changed  # set by the close
 
 
 async def test_accepted_connections_have_the_options_of_trio_streams() -> None:

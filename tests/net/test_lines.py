@@ -129,14 +129,14 @@ async def test_the_lines_iterator_raises_if_a_line_exceeds_the_limit(a: Socket, 
     await b.send(b"\nfits\n" + b"x" * 9 + b"\nrest")
     assert await a.recv_exactly(101) == b"x" * 100 + b"\n"
     got = []
-    with pytest.raises(LimitExceededError):  # even if one chunk holds the whole line
+    with pytest.raises(LimitExceededError):  # although one chunk holds the whole line
         async for line in a.lines(max_bytes=9):
             got.append(line)
     assert got == [b"fits"]
     assert await a.recv_exactly(14) == b"x" * 9 + b"\nrest"
 
 
-async def test_the_iterator_goes_on_after_a_skipped_line(a: Socket, b: Socket) -> None:
+async def test_the_iterator_continues_after_a_skipped_line(a: Socket, b: Socket) -> None:
     await b.send(b"one\n" + b"x" * 9 + b"\ntwo\n")
     await b.send_eof()
     lines = a.lines(max_bytes=9)
@@ -204,7 +204,7 @@ async def test_info_and_isopen_do_not_discard_lines_already_split(a: Socket, b: 
         (b"one\n\n\n", b"\n\n"),
     ],
 )
-async def test_a_chunk_of_one_line_reads_like_any_other(
+async def test_a_chunk_of_one_line_is_read_like_other_chunks(
     a: Socket, b: Socket, chunk: bytes, delimiter: bytes
 ) -> None:
     rest = b"|" + delimiter

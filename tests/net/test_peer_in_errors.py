@@ -56,7 +56,7 @@ BOTH_FAMILIES = pytest.mark.parametrize("family", ["tcp", "unix"])
 
 
 async def error_of(case: Case, sock: Socket, peer: Socket) -> Exception:
-    """Return the error of a case, after checks of its text."""
+    """Check the text of a case's error, and return the error."""
     with pytest.raises(Exception, match=r".") as caught:
         await case(sock, peer)
     error: Exception = caught.value
@@ -64,7 +64,7 @@ async def error_of(case: Case, sock: Socket, peer: Socket) -> Exception:
     assert str(error).count(str(sock.getpeer())) == 1, str(error)
     caused = isinstance(error, (trio.BrokenResourceError, IncompleteReadError, LimitExceededError))
     short = message_without_peer(error)
-    if caused:  # such an error is logged in a line that names the peer already
+    if caused:  # the log line of such an error already names the peer
         assert short
         assert str(sock.getpeer()) not in short
         assert repr(error) == f"{type(error).__name__}({str(error)!r})"
@@ -128,7 +128,7 @@ async def send_eof_during_close(sock: Socket, _: Socket) -> None:
     send_eof = sock.stream.send_eof
 
     async def close_first() -> None:
-        sock.abort()  # another task might do this before send_eof calls shutdown(2)
+        sock.abort()  # as another task might do before send_eof calls shutdown(2)
         await send_eof()
 
     sock.stream.send_eof = close_first  # type: ignore[method-assign]
@@ -366,7 +366,7 @@ async def test_a_reason_may_contain_the_peers_address(a: Socket) -> None:
 # ---- errors that programs raise themselves ----
 
 
-def test_errors_that_programs_make_need_no_peer() -> None:
+def test_errors_raised_by_programs_need_no_peer() -> None:
     assert str(LimitExceededError(9)) == "no delimiter within 9 bytes"
     long = LimitExceededError(9, frame_length=10)
     assert str(long) == "a frame of 10 bytes exceeds the limit of 9 bytes"

@@ -34,7 +34,7 @@ async def test_recv_line_returns_a_line_without_its_delimiter(a: Socket, b: Sock
     assert a.info().buffered == 0
 
 
-async def test_recv_line_tells_a_clean_end_from_half_a_line(a: Socket, b: Socket) -> None:
+async def test_recv_line_distinguishes_eof_from_half_a_line(a: Socket, b: Socket) -> None:
     await b.send(b"one\nQUIT")
     await b.send_eof()
     assert await a.recv_line() == b"one"
@@ -144,7 +144,7 @@ async def test_skip_until_drops_all_data_if_no_delimiter_arrives(
     assert caught.value.at_boundary
 
 
-async def test_a_server_goes_on_after_a_line_over_the_limit(a: Socket, b: Socket) -> None:
+async def test_a_server_continues_after_a_line_over_the_limit(a: Socket, b: Socket) -> None:
     await b.send(b"x" * 100 + b"\r\nnext\r\n")
     with pytest.raises(LimitExceededError):
         await a.recv_line(delimiter=b"\r\n", max_bytes=10)
@@ -153,7 +153,7 @@ async def test_a_server_goes_on_after_a_line_over_the_limit(a: Socket, b: Socket
 
 
 @BOTH_LAYERS
-async def test_skip_until_holds_at_most_one_read(layer: str, a: Socket, b: Socket) -> None:
+async def test_skip_until_buffers_at_most_one_read(layer: str, a: Socket, b: Socket) -> None:
     size = 20_000_000
     most = 0
 
@@ -182,9 +182,7 @@ async def test_a_cancelled_skip_keeps_the_start_of_the_delimiter(a: Socket, b: S
     assert await a.recv() == b"kept"
 
 
-async def test_what_was_dropped_before_a_reset_stays_dropped(
-    sock: Socket, raw: socket.socket
-) -> None:
+async def test_bytes_dropped_before_a_reset_stay_dropped(sock: Socket, raw: socket.socket) -> None:
     raw.sendall(b"dropped\r")
     async with trio.open_nursery() as nursery:
 
@@ -200,7 +198,7 @@ async def test_what_was_dropped_before_a_reset_stays_dropped(
         await sock.skip_until(b"\n")
 
 
-async def test_a_skip_ignores_what_a_cancelled_skip_has_dropped(a: Socket, b: Socket) -> None:
+async def test_a_skip_ignores_bytes_dropped_by_a_cancelled_skip(a: Socket, b: Socket) -> None:
     await b.send(b"half a line")
     await cancel_when_blocked(a.skip_until, b"\n")
     assert a.info().buffered == 0

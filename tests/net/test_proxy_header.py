@@ -1,4 +1,4 @@
-"""ProxyHeader: what it takes, what it says, and its bytes."""
+"""ProxyHeader: its arguments, its properties and its encoding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parsed(data: bytes) -> ProxyHeader:
     return result[0]
 
 
-# ---- its bytes ----
+# ---- encoding ----
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -51,7 +51,7 @@ def test_version_2_carries_unix_addresses_and_tlvs() -> None:
     assert parsed(unnamed.to_bytes()) == unnamed
 
 
-def test_a_header_without_addresses_says_so() -> None:
+def test_missing_addresses_are_encoded_as_unknown_or_unspecified() -> None:
     assert ProxyHeader(version=1).to_bytes() == b"PROXY UNKNOWN\r\n"
     assert ProxyHeader().to_bytes() == with_crc(binary(family=0))
     assert ProxyHeader(command="LOCAL").to_bytes() == with_crc(binary(command=0x20, family=0))
@@ -88,7 +88,7 @@ def test_the_largest_header_has_4096_bytes() -> None:
         ProxyHeader(tlvs=((0xE0, bytes(65535)),) * 2)
 
 
-# ---- what it says ----
+# ---- properties ----
 
 
 def test_the_properties_return_the_values_of_known_tlvs() -> None:
@@ -119,7 +119,7 @@ def test_the_properties_are_none_without_tlvs() -> None:
     [(1, 0, False), (1, 1, False), (3, 0, True), (5, 0, True), (7, 0, True), (3, 1, False)],
 )
 def test_verified_needs_a_certificate(client: int, verify: int, verified: bool) -> None:
-    # HAProxy reports success also for a client that has shown no certificate.
+    # HAProxy reports success even for a client that has sent no certificate.
     ssl = ProxySSL(client=client, verify=verify)
     assert ssl.verified is verified
     assert ProxyHeader(tlvs=((0x20, ssl.to_bytes()),)).ssl == ssl
@@ -136,7 +136,7 @@ def test_headers_are_frozen_hashable_and_take_keywords() -> None:
     assert dataclasses.replace(header, source=SERVER).source == SERVER
 
 
-# ---- what it takes ----
+# ---- arguments ----
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_ipv6_addresses_are_shown_as_the_system_shows_them() -> None:
 
 
 @pytest.mark.parametrize("rest", [b"", b" ", b" a b", b" \0\xff\r ", b" \r", b" TCP4 1.2.3.4"])
-def test_what_follows_unknown_is_ignored(rest: bytes) -> None:
+def test_bytes_after_unknown_are_ignored(rest: bytes) -> None:
     assert parsed(b"PROXY UNKNOWN" + rest + b"\r\n") == ProxyHeader(version=1)
 
 
@@ -146,7 +146,7 @@ def test_a_line_has_at_most_107_bytes() -> None:
         "TCP4 192.0.2.1 198.51.100.2 50000 44\u0663",
     ],
 )
-def test_a_line_with_another_form_is_refused(fields: str) -> None:
+def test_a_malformed_line_is_refused(fields: str) -> None:
     line = b"PROXY " + fields.encode() + b"\r\n"
     assert "PROXY header" in refusal(line)
     assert parse_proxy_header(line[:-1]) is None
@@ -202,7 +202,7 @@ def test_an_unspecified_connection_has_no_addresses() -> None:
 
 
 @pytest.mark.parametrize("family", [0, 0x11, 0x21, 0x31])
-def test_of_a_local_header_only_the_checksum_matters(family: int) -> None:
+def test_only_the_checksum_of_a_local_header_matters(family: int) -> None:
     data = with_crc(binary(tlv(5, b"check"), command=LOCAL, family=family))
     assert parsed(data) == ProxyHeader(command="LOCAL")
     broken = data[:-1] + bytes([data[-1] ^ 1])
@@ -281,7 +281,7 @@ def test_a_wrong_checksum_is_refused_whatever_byte_was_changed() -> None:
             result = parse_proxy_header(changed)
         except ValueError:
             continue
-        # Another length, or a checksum that has become another TLV.
+        # The length has grown, or the checksum has become a TLV of another type.
         assert result is None or at == len(data) - 7
 
 

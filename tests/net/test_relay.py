@@ -39,7 +39,7 @@ EACH_PEER = pytest.mark.parametrize("first", ["x", "y"])
 
 
 def peers(relayed: Relayed, first: str) -> tuple[Socket, Socket]:
-    """Return both peers. The first one is named ``first``."""
+    """Return both peers, beginning with the peer named ``first``."""
     pair = relayed.x, relayed.y
     return pair if first == "x" else pair[::-1]
 
@@ -95,11 +95,11 @@ async def test_relay_passes_small_messages_on_at_once(layers: tuple[str, str]) -
             assert await relayed.x.recv() == b"pong"
 
 
-# ---- ends ----
+# ---- EOF ----
 
 
 @pytest.mark.parametrize("layer", PLAIN_OR_TLS)
-async def test_the_other_direction_continues_after_an_end(layer: str) -> None:
+async def test_the_other_direction_continues_after_eof(layer: str) -> None:
     async with relaying((layer, "plain")) as relayed:
         await send_and_end(relayed.x, b"request")
         assert await read_to_end(relayed.y) == b"request"
@@ -159,7 +159,7 @@ BREAKS: dict[Callable[[Socket], Awaitable[None]], list[str]] = {
         if layers["xy".index(first)] in BREAKS[breaks]
     ],
 )
-async def test_a_broken_connection_aborts_the_other_one(
+async def test_a_broken_connection_aborts_the_other_connection(
     breaks: Callable[[Socket], Awaitable[None]],
     first: str,
     layers: tuple[str, str],
@@ -176,7 +176,7 @@ async def test_a_broken_connection_aborts_the_other_one(
 
 @EACH_PEER
 @EACH_LAYER
-async def test_a_reset_after_the_other_peers_end_is_an_error(
+async def test_a_reset_after_the_other_peers_eof_is_an_error(
     layers: tuple[str, str], first: str
 ) -> None:
     async with relaying(layers) as relayed:
@@ -193,7 +193,7 @@ async def test_a_reset_after_the_other_peers_end_is_an_error(
 async def test_data_sent_before_a_close_arrives_before_the_reset(
     layers: tuple[str, str], first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The closed peer cannot receive what the other peer then sends, so relay raises an error."""
+    """Data that the other peer then sends cannot reach the closed peer, so relay fails."""
     acknowledged = []
 
     async def wait_until_acknowledged(sink: trio.socket.SocketType) -> None:
@@ -209,7 +209,7 @@ async def test_data_sent_before_a_close_arrives_before_the_reset(
         assert await other.recv_exactly(len(LARGE)) == LARGE
         with contextlib.suppress(trio.BrokenResourceError):
             while True:
-                # The first byte causes a reset, and sending the second byte meets the reset.
+                # The first byte causes a reset, and sending the second byte fails because of it.
                 await other.send(b"x")
                 await trio.testing.wait_all_tasks_blocked(0.005)
         await relayed.assert_broken_by(peer)
@@ -218,7 +218,7 @@ async def test_data_sent_before_a_close_arrives_before_the_reset(
 
 async def test_a_failed_send_does_not_end_the_other_direction() -> None:
     async with relaying(("plain", "plain"), small=True) as relayed:
-        await relayed.x.send(LARGE[:300_000])  # more than the relay can pass on
+        await relayed.x.send(LARGE[:300_000])  # more than relay can send before y reads
         await relayed.x.close()
         await relayed.y.send(b"x")
         await trio.testing.wait_all_tasks_blocked()  # a Unix socket delivers at once
@@ -232,7 +232,7 @@ async def test_relay_reports_the_error_of_the_read_not_the_send(first: str) -> N
     layers = ("tls", "plain") if first == "x" else ("plain", "tls")
     async with relaying(layers, small=True) as relayed:
         peer, other = peers(relayed, first)
-        await peer.send(LARGE[:300_000])  # more than the relay can pass on
+        await peer.send(LARGE[:300_000])  # more than relay can send before the other peer reads
         peer._connection.close_immediately()
         await other.send(b"x")
         await trio.testing.wait_all_tasks_blocked()
@@ -309,7 +309,7 @@ async def test_a_reset_is_noticed_while_the_other_peer_does_not_read(
         await until_full(relayed.b if first == "x" else relayed.a)
         await until_full(peer)
         peer.abort()
-        with trio.fail_after(20):  # not after the 60 seconds of a half-closed connection
+        with trio.fail_after(20):  # well before the 60-second limit of a half-closed connection
             await relayed.assert_broken_by(peer)
         await assert_reset(other)
 

@@ -1,4 +1,4 @@
-"""relay: its time limits and the memory that a peer can make it hold. It leaves no garbage."""
+"""relay: its time limits, the memory that a peer can make it use, and no garbage at its end."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_two_silent_open_peers_have_no_default_limit(
 
 @EACH_LAYER
 @pytest.mark.parametrize("idle_timeout", [None, LIMIT])
-async def test_after_one_end_the_other_direction_has_a_limit(
+async def test_after_eof_the_other_direction_has_a_time_limit(
     idle_timeout: float | None,
     layers: tuple[str, str],
     jumping_clock: trio.testing.MockClock,
@@ -98,7 +98,7 @@ async def test_after_one_end_the_other_direction_has_a_limit(
 
 
 @EACH_LAYER
-async def test_a_peer_that_reads_nothing_for_the_limit_is_broken(
+async def test_a_connection_breaks_if_its_peer_reads_nothing(
     layers: tuple[str, str], jumping_clock: trio.testing.MockClock
 ) -> None:
     start = trio.current_time()
@@ -116,7 +116,7 @@ async def test_a_peer_that_reads_nothing_for_the_limit_is_broken(
 async def test_a_stalled_peer_has_a_limit_once_the_source_ended(
     layers: tuple[str, str], jumping_clock: trio.testing.MockClock
 ) -> None:
-    """The peer that has ended its direction may be gone, so the default limit applies."""
+    """The peer that sent EOF may be gone, so the default limit applies."""
     start = trio.current_time()
     async with relaying(layers, small=True) as relayed:
         async with trio.open_nursery() as nursery:
@@ -134,7 +134,7 @@ async def test_a_stalled_peer_has_a_limit_once_the_source_ended(
 
 
 @pytest.mark.parametrize("layer", PLAIN_OR_TLS)
-async def test_a_slow_reader_is_not_taken_for_a_stalled_one(
+async def test_a_slow_reader_is_not_mistaken_for_a_stalled_reader(
     layer: str, jumping_clock: trio.testing.MockClock
 ) -> None:
     size = 1_000_000
@@ -174,14 +174,14 @@ async def test_a_slow_reader_is_tolerated_without_the_send_queues_size(
             for _ in range(15):
                 await trio.sleep(2)
                 assert not relayed.done.is_set()
-                await relayed.y._connection.transport.receive()  # a part of one chunk
+                await relayed.y._connection.transport.receive()  # only part of a chunk
             nursery.cancel_scope.cancel()
 
 
 async def test_bytes_that_arrived_before_the_limit_are_relayed(
     still_clock: trio.testing.MockClock,
 ) -> None:
-    """Data arrives before the limit, but the event loop notices both only after the limit."""
+    """Data arrives before the limit, but the event loop runs again only after the limit."""
     for _ in range(12):  # Trio wakes the tasks of one pass in random order
         async with relaying(("plain", "plain"), idle_timeout=1, small=True) as relayed:
             await trio.testing.wait_all_tasks_blocked()
@@ -206,7 +206,7 @@ async def test_progress_just_before_the_limit_counts(
             nursery.cancel_scope.cancel()
 
 
-async def test_an_end_that_arrived_before_the_limit_is_relayed(
+async def test_eof_that_arrived_before_the_limit_is_relayed(
     still_clock: trio.testing.MockClock,
 ) -> None:
     for _ in range(12):
@@ -220,7 +220,7 @@ async def test_an_end_that_arrived_before_the_limit_is_relayed(
 
 
 @pytest.mark.parametrize("idle_timeout", [None, LIMIT])
-async def test_the_limit_begins_anew_when_one_direction_ends(
+async def test_the_limit_restarts_when_one_direction_ends(
     idle_timeout: float | None, jumping_clock: trio.testing.MockClock
 ) -> None:
     async with relaying(("plain", "plain"), idle_timeout=idle_timeout) as relayed:
@@ -234,7 +234,7 @@ async def test_the_limit_begins_anew_when_one_direction_ends(
 async def test_the_limit_begins_when_the_stalled_sender_hangs_up(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
-    data = bytes(range(250)) * 1200  # more than the relay can pass on
+    data = bytes(range(250)) * 1200  # more than relay can send before y reads
     async with relaying(("plain", "plain"), small=True) as relayed:
         await relayed.x.send(data)
         await trio.sleep(3 * LIMIT)
@@ -249,12 +249,12 @@ async def test_data_of_a_sender_that_left_waits_for_a_slow_reader(
     jumping_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """EPIPE: the reset follows the sender's FIN, so the data before FIN is complete."""
-    data = bytes(range(250)) * 1200  # more than the relay can pass on
+    data = bytes(range(250)) * 1200  # more than relay can send before y reads
     async with relaying(("plain", "plain"), small=True) as relayed:
         monkeypatch.setattr(type(relayed.a.socket), "getsockopt", lambda *_: errno.EPIPE)
         await relayed.x.send(data)
         await end(relayed.x)
-        await trio.sleep(LIMIT / 2)  # a check of the source finds the error
+        await trio.sleep(LIMIT / 2)  # meanwhile, a check of the source finds the error
         assert await relayed.y.recv_exactly(len(data)) == data
 
 
@@ -264,11 +264,11 @@ async def test_a_later_blocked_send_is_checked_too(
     async with relaying(("tls", "tls"), small=True) as relayed, trio.open_nursery() as nursery:
         await relayed.x.send(b"data")
         assert await relayed.y.recv() == b"data"
-        await trio.sleep(3)  # the checks of the first send end
+        await trio.sleep(3)  # the checks of the first send are over
         nursery.start_soon(flood, relayed.x)
         await until_full(relayed.b)
         await trio.testing.wait_all_tasks_blocked()
-        relayed.a.abort()  # only a check can notice this
+        relayed.a.abort()  # only a check can notice the abort
         with trio.fail_after(LIMIT):
             assert isinstance(await relayed.result(), trio.ClosedResourceError)
         nursery.cancel_scope.cancel()
@@ -278,9 +278,9 @@ async def test_a_later_blocked_send_is_checked_too(
 
 
 @EACH_LAYER
-async def test_relay_holds_one_read_if_the_sink_stalls(layers: tuple[str, str]) -> None:
+async def test_relay_buffers_one_read_if_the_sink_stalls(layers: tuple[str, str]) -> None:
     data = b"x" * 65536
-    held_by_tls = layers.count("tls") * 70_000  # one encrypted piece in each sender: x and relay
+    held_by_tls = layers.count("tls") * 70_000  # x and relay each hold one encrypted piece
 
     async def fill(sock: Socket) -> None:
         while True:

@@ -23,7 +23,7 @@ BIG = b"b" * 5_000_000  # a send of BIG blocks until the peer reads
 
 @contextlib.asynccontextmanager
 async def broadcasting_to(sock: Socket, timeout: float) -> AsyncIterator[list[object]]:
-    """Broadcast to a socket during the ``with`` block. The yielded list gets the outcome."""
+    """Broadcast to a socket during the block. The outcome is appended to the yielded list."""
     outcome: list[object] = []
 
     async def broadcast() -> None:
@@ -210,7 +210,7 @@ async def test_other_tasks_cannot_use_relayed_sockets(state: str) -> None:
             relayed.x.abort()
 
 
-# ---- tasks that close ----
+# ---- closing from other tasks ----
 
 
 async def abort(sock: Socket) -> None:
@@ -285,7 +285,7 @@ async def test_relay_sends_nothing_more_from_a_closed_sockets_buffer() -> None:
         a.unrecv(b"x" * 1_000_000)
         nursery.start_soon(relay)
         await until_full(b)
-        await trio.testing.wait_all_tasks_blocked()  # the next check comes a second later
+        await trio.testing.wait_all_tasks_blocked()  # relay checks again a second later
         a.abort()
         received = bytearray()
         with contextlib.suppress(trio.BrokenResourceError):

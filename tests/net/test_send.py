@@ -310,7 +310,7 @@ async def test_received_data_can_be_read_after_a_failed_send(
 async def test_recv_raises_a_reset_that_the_kernel_reported_to_send(
     sock: Socket, raw: socket.socket
 ) -> None:
-    """The kernel reports a reset only once, in this test to ``send``. A later read sees EOF."""
+    """The kernel reports a reset only once: here, to ``send``. Then it reports EOF."""
     raw.sendall(b"the first half of a response")
     reset(raw)
     with pytest.raises(trio.BrokenResourceError, match="reset by peer"):

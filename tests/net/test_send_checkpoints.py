@@ -1,4 +1,4 @@
-"""Not all sends in a row are schedule points, but enough of them are to let other tasks run."""
+"""Only some sends in a row are schedule points, but enough to let other tasks run."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_the_mode_does_not_depend_on_the_umask(path: Path, mode: int, umask: int
             assert stat.S_IMODE(path.stat().st_mode) == mode
             listener.abort()
             assert not path.exists()
-            leave_stale(path)  # the second round replaces this socket
+            leave_stale(path)  # the second round must replace this socket
 
     run_in_child(listen)
 

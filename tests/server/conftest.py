@@ -29,7 +29,7 @@ def jumping_clock() -> trio.testing.MockClock:
 
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
-    """systemd, for a service in this process."""
+    """A stand-in for systemd that supervises a service in this process."""
     with systemd(tmp_path / "notify") as manager:
         monkeypatch.setenv("NOTIFY_SOCKET", manager.path)
         yield manager
@@ -37,9 +37,9 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd
 
 @pytest.fixture(params=["filter", "full backlog"])
 def prepare(request: pytest.FixtureRequest) -> Callable[[Listener], None]:
-    """Prepare a listener for one of the two ways in which a server lets no new clients in."""
+    """Make a stopping server keep out new clients with a filter, or with a full backlog."""
     if request.param == "full backlog":
         return lock_filter
     if os.geteuid() != 0:
-        pytest.skip("a filter may need root")
+        pytest.skip("attaching a filter may need root")
     return lambda listener: None

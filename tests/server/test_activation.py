@@ -16,8 +16,8 @@ import trio
 import trisock
 from helpers.examples import started
 
-# Each test runs a program of its own, which begins as systemd starts one: the sockets are its
-# descriptors 3, 4, ..., and LISTEN_PID is its process ID.
+# Each test runs a separate program as systemd would start it: the sockets are its descriptors
+# 3, 4, ..., and LISTEN_PID is its process ID.
 PROGRAM = """
 import os, sys
 pid, *numbers = sys.argv[1:]
@@ -93,7 +93,7 @@ listener.abort()
     assert os.path.exists(path)  # the path belongs to systemd
 
 
-def test_a_name_selects_sockets_and_the_others_stay() -> None:
+def test_a_name_selects_sockets_and_leaves_the_others() -> None:
     with listening() as one, listening() as two:
         lines = run(
             """
@@ -119,7 +119,7 @@ smtp.abort(); rest.abort()
     assert "taken already" in lines[4]
 
 
-def test_without_sockets_for_this_process_it_is_an_os_error() -> None:
+def test_no_sockets_for_this_process_raises_an_oserror() -> None:
     with listening() as sock:
         lines = run(
             """
@@ -139,7 +139,7 @@ for pid, count in [("1", "1"), (own, "0"), (own, "x"), ("x", "1"), ("", "1"), (o
 
 
 @pytest.mark.parametrize("count", ["", "-1", "+1", " 1", "0_1", "\u0661", "1" * 5000])
-def test_a_malformed_number_of_sockets_is_an_os_error(count: str) -> None:
+def test_a_malformed_number_of_sockets_raises_an_oserror(count: str) -> None:
     with listening() as sock:
         (line,) = run("print(attempt(Listener.from_systemd))", [sock], LISTEN_FDS=count)
     assert "LISTEN_FDS is not a number: " in line
@@ -173,7 +173,7 @@ good.abort()
             lines = run(source, [bad, good], LISTEN_FDNAMES="bad:good")
             assert lines[0].startswith("ValueError")
             assert why in lines[0]
-            assert "LISTEN_FDS" in lines[0]  # nothing was taken
+            assert "LISTEN_FDS" in lines[0]  # the variable is still set
             assert lines[1] == str(good.getsockname()[1])
     os.close(file)
 

@@ -26,7 +26,7 @@ HERE = Address("127.0.0.1", 5000)
 
 
 class Peer:
-    """Stands in for a connection with this peer."""
+    """A stand-in for a connection with this peer."""
 
     def __init__(self, host: str, port: int = 5000) -> None:
         self.peer = Address(host, port)
@@ -128,7 +128,7 @@ async def test_a_client_above_its_hosts_limit_is_reset() -> None:
     assert server.stats() == trisock.ServerStats(accepted=4, refused=1)
 
 
-async def test_a_flood_from_one_host_keeps_nobody_out(log: pytest.LogCaptureFixture) -> None:
+async def test_a_flood_from_one_host_blocks_no_other_host(log: pytest.LogCaptureFixture) -> None:
     async with tcp(max_connections=5, max_connections_per_host=4) as server:
         flood = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
         while server.stats().refused < 96:
@@ -232,7 +232,7 @@ async def test_an_interrupt_in_admit_ends_the_server() -> None:
     assert limiter.borrowed_tokens == 0
 
 
-async def test_an_interrupt_in_admit_behind_a_proxy_counts_once() -> None:
+async def test_an_interrupt_in_admit_counts_one_refusal_behind_a_proxy() -> None:
     def interrupt(_: Address) -> bool:
         raise KeyboardInterrupt
 
@@ -269,7 +269,7 @@ async def test_unix_clients_have_no_host(tmp_path: Path, monkeypatch: pytest.Mon
     assert addresses == [("", 0)] * 2
 
 
-async def test_behind_a_proxy_the_headers_address_is_admitted(server_tls: ServerTLS) -> None:
+async def test_behind_a_proxy_admit_gets_the_headers_address(server_tls: ServerTLS) -> None:
     addresses: list[Address] = []
 
     def admit(address: Address) -> bool:

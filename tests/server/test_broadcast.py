@@ -182,7 +182,7 @@ async def test_a_stop_does_not_cut_a_broadcast_short(tls: bool, server_tls: Serv
             assert delivered == [1]
 
 
-async def test_a_stop_aborts_a_client_that_does_not_take_a_broadcast(
+async def test_a_stop_aborts_a_client_that_does_not_read_broadcasts(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     async with bound(chat_until_idle) as server, connected(server) as client:
@@ -198,7 +198,7 @@ async def test_a_stop_aborts_a_client_that_does_not_take_a_broadcast(
                 pass
 
 
-async def test_a_hard_stop_ends_the_wait_for_a_broadcast() -> None:
+async def test_a_stop_without_grace_ends_the_wait_for_a_broadcast() -> None:
     async with bound(chat_until_idle) as server, connected(server) as client:
         await client.send(b"hello")
         assert await client.recv_until(b"\n") == b"hi\n"
@@ -215,7 +215,7 @@ async def test_a_hard_stop_ends_the_wait_for_a_broadcast() -> None:
 async def test_a_cancelled_wait_for_a_broadcast_closes_immediately() -> None:
     a, b = await socket_pair()
     async with closing(a, b):
-        await a._connection.sending.acquire()  # as a broadcast does
+        await a._connection.sending.acquire()  # a broadcast also holds this lock
         with trio.CancelScope() as scope:
             scope.cancel()
             await _broadcast.finish_broadcasts(a._connection)

@@ -14,7 +14,7 @@ from trisock import Socket
 
 
 class Room:
-    """A handler that keeps its sockets, and drops what they receive."""
+    """A handler that records its sockets, and discards the data that they receive."""
 
     def __init__(self) -> None:
         self.socks: list[Socket] = []

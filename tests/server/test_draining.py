@@ -1,4 +1,4 @@
-"""The end of accepting: clients that are still connecting, and those that come too late."""
+"""A stopping server serves clients that are still connecting, and no clients that come later."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ async def test_clients_in_the_tcp_handshake_are_served(
 
 
 def deny_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do what systemd's RestrictAddressFamilies does."""
+    """Forbid netlink sockets, as systemd's RestrictAddressFamilies does."""
     monkeypatch.setattr(half_open, "_NETLINK_SOCK_DIAG", 31)  # EPROTONOSUPPORT
 
 
 def deny_dump(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do what a kernel without sock_diag for TCP does."""
+    """Refuse the query, as a kernel without sock_diag for TCP does."""
     monkeypatch.setattr(half_open, "_SOCK_DIAG_BY_FAMILY", 2000)  # NLMSG_ERROR: EINVAL
 
 
@@ -77,7 +77,7 @@ async def test_a_stop_waits_one_second_for_half_open_clients(
     monkeypatch: pytest.MonkeyPatch,
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    """Also if the system does not say whether there are any."""
+    """The stop also waits if the system does not report whether there are half-open clients."""
     if deny is not None:
         deny(monkeypatch)
     listener = await trisock.listen(0, host="127.0.0.1")
@@ -85,7 +85,7 @@ async def test_a_stop_waits_one_second_for_half_open_clients(
         if deny is not deny_proc:
             hold_handshakes(listener)
             raw = socket.create_connection(("127.0.0.1", server.port))
-            # Without an answer from the client, the handshake stays where it is.
+            # Keep dropping the client's ACK, so that the handshake stays incomplete.
             monkeypatch.setattr(draining, "_DROP_SYN", DROP_ACK)
         else:
             raw = socket.socket()
@@ -125,11 +125,11 @@ async def test_a_stop_without_clients_takes_no_time(
     async with bound(echo, listener) as server:
         await trio.testing.wait_all_tasks_blocked()
         server.stop()
-        await server.wait_closed()  # the clock stands still
+        await server.wait_closed()  # the clock stands still, so a timed wait would never end
     assert trio.current_time() == 0
 
 
-async def test_without_a_filter_a_stop_lets_no_flood_in_for_long(
+async def test_without_a_filter_a_flood_delays_a_stop_only_briefly(
     mock_clock: trio.testing.MockClock,
 ) -> None:
     class Flood(trio.abc.Instrument):
@@ -158,7 +158,7 @@ async def test_without_a_filter_a_stop_lets_no_flood_in_for_long(
             assert raw.recv(10) == b"hello"
 
 
-async def test_a_handshake_that_ends_between_two_looks_is_served(
+async def test_a_handshake_that_ends_between_two_checks_is_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clients: list[socket.socket] = []
@@ -197,7 +197,7 @@ async def test_a_drain_ends_when_its_socket_is_closed() -> None:
 
 
 async def stop_with_clients(kind: str) -> None:
-    """Stop a server whose backlog is longer than its slots, while clients come."""
+    """Stop a server with more clients in its backlog than slots, while other clients connect."""
     if kind == "unix":
         listener = await trisock.listen_unix(f"\0trisock-{os.getpid()}")
     else:
@@ -226,14 +226,14 @@ async def stop_with_clients(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["127.0.0.1", "::1", "unix"])
 @pytest.mark.parametrize("user", [0, NOBODY], ids=["root", "nobody"])
-def test_a_stop_loses_no_client_as_any_user(kind: str, user: int) -> None:
+def test_a_stop_under_any_user_loses_no_client(kind: str, user: int) -> None:
     if os.geteuid() == 0:
         run_in_child(lambda: trio.run(stop_with_clients, kind), user=user)
     else:
         trio.run(stop_with_clients, kind)
 
 
-# ---- when a resource has run out ----
+# ---- exhausted resources ----
 
 
 async def test_without_descriptors_the_backlog_is_served_later(
@@ -250,7 +250,7 @@ async def test_without_descriptors_the_backlog_is_served_later(
     def accept_later(sock: socket.socket) -> object:
         nonlocal tries
         tries += 1
-        if tries <= 12:  # longer than the drain waits for half-open clients
+        if tries <= 12:  # for longer than the drain waits for half-open clients
             raise OSError(errno.EMFILE, "too many open files")
         return accept(sock)
 
@@ -263,7 +263,7 @@ async def test_without_descriptors_the_backlog_is_served_later(
 
 
 async def test_a_drained_socket_does_not_wait_for_another_one() -> None:
-    """While it is open, a client could connect that nobody would serve."""
+    """While the socket is open, a client could connect, and no server would accept it."""
     may_end = trio.Event()
 
     async def handler(sock: Socket) -> None:
@@ -282,10 +282,10 @@ async def test_a_drained_socket_does_not_wait_for_another_one() -> None:
     assert server.stats().accepted == 2
 
 
-async def test_a_hard_stop_during_a_drain_ends_it(
+async def test_a_stop_without_grace_ends_a_drain(
     prepare: Callable[[Listener], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each step of the drain."""
+    """The stop comes at each step of the drain."""
     monkeypatch.setattr(draining, "may_be_half_open", lambda sock: sock.getsockname())
     for steps in range(8):
         listener = await trisock.listen(0, host="127.0.0.1")
@@ -306,7 +306,7 @@ async def test_a_hard_stop_during_a_drain_ends_it(
 async def test_a_stop_serves_its_own_clients_of_a_reused_port(
     prepare: Callable[[Listener], None],
 ) -> None:
-    """The kernel has distributed the clients. Those in the queue of the first server stay there."""
+    """The kernel has distributed the clients: those in the first server's backlog stay there."""
     listeners = [await trisock.listen(0, host="127.0.0.1", reuse_port=True)]
     port = listeners[0].port
     listeners.append(await trisock.listen(port, host="127.0.0.1", reuse_port=True))

@@ -62,15 +62,15 @@ def test_an_exception_that_cannot_be_printed_keeps_its_cause() -> None:
 
 
 class Interrupt(KeyboardInterrupt):
-    """It can have a weak reference."""
+    """An exception that supports weak references."""
 
 
-def test_an_exception_out_of_its_group_keeps_its_context_and_is_no_garbage() -> None:
+def test_an_unwrapped_exception_keeps_its_context_and_leaves_no_garbage() -> None:
     context = ValueError()
     raised: list[weakref.ref[Interrupt]] = []
 
     def fail() -> None:
-        interrupt = Interrupt()  # the traceback of the group refers to it
+        interrupt = Interrupt()  # the group's traceback refers to this variable
         interrupt.__context__ = context
         raised.append(weakref.ref(interrupt))
         raise BaseExceptionGroup("group", [BaseExceptionGroup("nested", [interrupt])])
@@ -87,14 +87,14 @@ def test_an_exception_out_of_its_group_keeps_its_context_and_is_no_garbage() -> 
     assert caught.value.__context__ is context
 
 
-def test_exceptions_that_all_count_stay_in_their_group() -> None:
+def test_an_interrupt_and_an_error_stay_in_their_group() -> None:
     group = BaseExceptionGroup("group", [KeyboardInterrupt(), OSError()])
     with pytest.raises(BaseExceptionGroup) as caught, _guard.bare():
         raise group
     assert caught.value is group
 
 
-def test_two_interrupts_are_one() -> None:
+def test_two_interrupts_are_raised_as_one() -> None:
     first, second = KeyboardInterrupt(), KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt) as caught, _guard.bare():
         raise BaseExceptionGroup("group", [first, second])

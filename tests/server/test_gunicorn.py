@@ -26,7 +26,7 @@ async def test_a_hup_replaces_all_workers_and_loses_no_request(tmp_path: Path) -
                 await master.exited(pid)
             await load.answered(new)
     assert load.answers.keys() == {*old, *new}
-    assert not master.found("RuntimeWarning")  # Trio's, if gunicorn keeps the wakeup descriptor
+    assert not master.found("RuntimeWarning")  # Trio warns if gunicorn keeps the wakeup descriptor
 
 
 async def test_an_aborted_worker_logs_where_it_was_and_is_replaced(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ async def test_options_select_tls_and_trusted_proxies(
     assert answer.endswith(b" 192.0.2.1:1000")
 
 
-async def test_the_program_and_configuration_in_the_docs_run_as_they_stand(
+async def test_the_program_and_configuration_in_the_docs_run_unchanged(
     pem: Path, authority: Authority
 ) -> None:
     page = (ROOT / "docs/deploying.md").read_text()

@@ -1,4 +1,4 @@
-"""What TrioWorker makes of gunicorn's options."""
+"""How TrioWorker interprets gunicorn's options."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def make_worker() -> Iterator[Callable[..., TrioWorker]]:
 
 
 class Recorded(Exception):
-    """Raised in place of serving."""
+    """Raised instead of serving clients."""
 
 
 @pytest.fixture
 def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[TrioWorker], dict[str, Any]]:
-    """A function that returns the options that a worker gives to ``bind``."""
+    """A function that returns the options that a worker passes to ``bind``."""
     recorded: dict[str, Any] = {}
 
     async def record(
@@ -52,7 +52,7 @@ def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[TrioWorker], dict[s
     return options
 
 
-def test_an_app_and_gunicorn_give_bind_its_options(
+def test_bind_gets_the_options_of_app_and_gunicorn(
     make_worker: Any, options_of: Any, server_tls: ServerTLS
 ) -> None:
     def admit(address: object) -> bool:
@@ -97,7 +97,7 @@ def test_proxy_allow_from_names_the_trusted_proxies(
 
 
 @pytest.mark.parametrize("cert_reqs", [0, 1, 2])
-def test_cert_reqs_decides_about_client_certificates(
+def test_cert_reqs_controls_client_certificates(
     cert_reqs: int, pem: Path, make_worker: Any, options_of: Any
 ) -> None:
     files = {"certfile": "chain.pem", "keyfile": "key.pem", "ca_certs": "ca.pem"}
@@ -144,7 +144,7 @@ def test_a_certfile_and_the_tls_of_an_app_exclude_each_other(
     ("settings", "warning"),
     [({}, None), ({"threads": 2}, "--threads"), ({"reuse_port": True}, "--reuse-port")],
 )
-def test_the_master_warns_of_options_that_do_not_fit(
+def test_the_master_warns_of_unsuitable_options(
     settings: dict[str, Any], warning: str | None
 ) -> None:
     config = Config()

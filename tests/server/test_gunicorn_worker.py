@@ -33,7 +33,7 @@ def make_worker() -> Iterator[Callable[..., TrioWorker]]:
 
 
 async def ask(worker: TrioWorker) -> bytes:
-    """Connect and ask one question. Return ``b""`` if there is no answer."""
+    """Connect, send one request, and return the response, or ``b""`` if there is none."""
     with contextlib.suppress(ConnectionResetError, trio.BrokenResourceError):
         async with await trisock.connect(*worker.test_address) as sock:
             await sock.send(b"hello\n")
@@ -44,7 +44,7 @@ async def ask(worker: TrioWorker) -> bytes:
 def serve(
     worker: TrioWorker, client: Callable[[], Awaitable[object]], *, seconds: float = 20
 ) -> None:
-    """Run the worker, with a client in the same run of Trio."""
+    """Run the worker, and run ``client`` in the same Trio run."""
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -59,7 +59,7 @@ def serve(
 
 
 class Recorded(Exception):
-    """Raised in place of serving."""
+    """Raised instead of serving clients."""
 
 
 # ---- loading ----
@@ -89,14 +89,14 @@ def test_a_syntax_error_without_reload_is_raised(make_worker: Any) -> None:
 
 def test_a_program_that_has_configured_logging_keeps_it(make_worker: Any) -> None:
     logger = logging.getLogger("trisock")
-    assert logger.hasHandlers()  # the root logger has those of pytest
+    assert logger.hasHandlers()  # pytest has added handlers to the root logger
     make_worker(echo).load_wsgi()
     assert not logger.handlers
 
 
 def test_a_worker_that_cannot_listen_has_not_booted(make_worker: Any) -> None:
     worker = make_worker("not a handler")
-    worker.booted = True  # as gunicorn leaves it
+    worker.booted = True  # gunicorn sets this before it calls run
     worker.load_wsgi()
     with pytest.RaisesGroup(TypeError, flatten_subgroups=True):
         worker.run()
@@ -229,7 +229,7 @@ def test_a_stopping_worker_leaves_new_clients_to_its_siblings(make_worker: Any) 
                 await trio.lowlevel.checkpoint()
             async with await trisock.connect(*worker.test_address):
                 sibling.accept()[0].close()
-            await sock.send(b"two\n")  # within the grace
+            await sock.send(b"two\n")  # the grace is not over
             assert await sock.recv() == b"two\n"
 
     with sibling:
@@ -254,7 +254,7 @@ def test_handlers_and_notifications_end_shortly_before_the_graceful_timeout(
             await trio.sleep_forever()
         finally:
             cancelled_at = trio.current_time()
-            with trio.CancelScope(shield=True):  # does not end
+            with trio.CancelScope(shield=True):  # outlasts the grace
                 await trio.sleep(100)
 
     worker = make_worker(handler, graceful_timeout=timeout)
@@ -266,7 +266,7 @@ def test_handlers_and_notifications_end_shortly_before_the_graceful_timeout(
                 await trio.lowlevel.checkpoint()
             worker.handle_exit(signal.SIGTERM, None)
             await trio.sleep(10)
-            worker.handle_exit(signal.SIGTERM, None)  # does not begin another grace
+            worker.handle_exit(signal.SIGTERM, None)  # must not start a second grace
 
     serve(worker, client, seconds=1000)
     assert cancelled_at - begin == pytest.approx(grace, abs=0.5)
@@ -329,7 +329,7 @@ def test_a_signal_before_the_server_listens_ends_the_worker(make_worker: Any) ->
     assert not worker.booted
 
 
-def test_sigquit_while_the_program_is_loaded_exits(make_worker: Any) -> None:
+def test_sigquit_exits_while_the_program_loads(make_worker: Any) -> None:
     hooks: list[object] = []
     worker = make_worker(echo, worker_int=hooks.append)
     with pytest.raises(SystemExit):
@@ -338,7 +338,7 @@ def test_sigquit_while_the_program_is_loaded_exits(make_worker: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["handle_exit", "handle_quit"])
-def test_a_signal_ends_a_lifespan_that_has_not_begun(name: str, make_worker: Any) -> None:
+def test_a_signal_ends_a_lifespan_that_is_starting(name: str, make_worker: Any) -> None:
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         getattr(worker, name)(signal.SIGTERM, None)
@@ -373,13 +373,13 @@ def test_an_error_of_a_worker_told_to_stop_never_halts_gunicorn(
     else:
         with pytest.RaisesGroup(error, flatten_subgroups=True):
             worker.run()
-        assert worker.booted  # otherwise the master halts
+        assert worker.booted  # if a worker has not booted, the master halts
 
 
 def test_a_signal_between_lifespan_and_listening_stops_the_server(make_worker: Any) -> None:
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        worker.alive = False  # as the reloader does
+        worker.alive = False  # the reloader does the same
         yield
 
     worker = make_worker(App(echo, lifespan=lifespan))
@@ -431,7 +431,7 @@ def test_an_aborted_worker_exits_though_its_program_raises(make_worker: Any) -> 
         try:
             worker.handle_abort(signal.SIGABRT, None)
         except SystemExit:
-            await trio.sleep_forever()  # the program goes on
+            await trio.sleep_forever()  # the program ignores the exit
 
     @contextlib.asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:

@@ -304,7 +304,7 @@ async def test_the_server_survives_a_log_file_it_cannot_open(
     os.mkdir(tmp_path / "log")
     with logging_to(handler):
         await fail_once()
-    # From Python 3.14 on, logging itself reports the failure, and not the record's traceback.
+    # From Python 3.14 on, logging reports its own failure, but not the record's traceback.
     expected = "Logging error" if sys.version_info >= (3, 14) else "ValueError: the fault"
     assert expected in capsys.readouterr().err
     handler.close()

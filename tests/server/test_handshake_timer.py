@@ -18,7 +18,7 @@ from trisock.testing._serving import Serving
 
 
 async def silent_client(s: Serving) -> trisock.Socket:
-    """Return a client that sends nothing, once the server waits for its handshake."""
+    """Return a client that sends nothing, after the server has begun to wait for its handshake."""
     before = s.server.stats().active
     client = await s.connect(tls=None)
     while s.server.stats().active == before:
@@ -43,7 +43,7 @@ async def test_a_handshake_with_a_silent_client_times_out(
     assert s.server.stats().failed_handshakes == 1
 
 
-async def test_each_handshake_has_the_whole_time(
+async def test_each_handshake_has_the_whole_time_limit(
     server_tls: ServerTLS, mock_clock: trio.testing.MockClock
 ) -> None:
     async with serving(echo, tls=server_tls, handshake_timeout=10) as s:
@@ -93,7 +93,7 @@ async def test_a_server_needs_no_time_limit_for_handshakes(
             assert await client.recv() == b"hello"
 
 
-async def test_a_handshake_that_has_not_begun_goes_on_after_stop(
+async def test_a_handshake_can_begin_after_a_stop(
     server_tls: ServerTLS, client_tls: ClientTLS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Server._start

@@ -1,4 +1,4 @@
-"""How reads in ``Socket.idle`` end: under TLS, for new connections, and what the close does."""
+"""The end of reads in ``Socket.idle``: under TLS, on new connections, and the close afterwards."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def half_a_record(client: Socket) -> bytes:
     return engine.data_to_send()[:-1]
 
 
-# ---- under TLS, where a read does more than wait for its descriptor ----
+# ---- under TLS: a read does more than wait for its descriptor ----
 
 
 def unsent_responses(server: trisock.Server) -> int:
-    """Return how many bytes of OpenSSL's responses wait until they can be sent."""
+    """Return how many bytes of OpenSSL's responses are unsent."""
     (connection,) = server._connections
     return connection.tls.engine.unsent  # type: ignore[union-attr]
 
@@ -119,7 +119,7 @@ async def test_an_idle_read_ends_although_a_key_update_cannot_be_answered(
 # ---- whether a request has begun ----
 
 
-async def test_a_block_that_consumes_buffered_bytes_has_begun() -> None:
+async def test_reading_buffered_bytes_in_a_block_begins_a_request() -> None:
     async def handler(sock: Socket) -> None:
         await sock.recv_line()
         with sock.idle():
@@ -166,7 +166,7 @@ async def test_a_connection_is_not_new_after_its_first_bytes(
         await client.send(b"x")
         await until_idle(s.server)
         s.server.stop()
-        assert await client.recv() == b""  # the clock stands still
+        assert await client.recv() == b""  # at once: the clock stands still
 
 
 async def test_a_connection_is_new_after_a_cancelled_read(
@@ -225,7 +225,7 @@ async def test_a_stop_does_not_extend_the_idle_timeout_of_a_begun_request(
 async def test_a_shielded_handler_keeps_its_idle_timeout(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    """Also after the grace, when the handlers are cancelled."""
+    """The timeout applies even after the grace, when the handlers are cancelled."""
 
     async def handler(sock: Socket) -> None:
         with trio.CancelScope(shield=True), sock.idle(timeout=8):
@@ -243,7 +243,7 @@ async def test_a_shielded_handler_keeps_its_idle_timeout(
         assert await client.recv() == b""
 
 
-# ---- the close after an idle end ----
+# ---- the close after an idle read has ended ----
 
 
 async def timed_out(sock: Socket) -> None:
@@ -258,7 +258,7 @@ async def test_the_close_waits_until_the_peer_has_our_fin(
     monkeypatch: pytest.MonkeyPatch,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The client may be sending its next request at this moment."""
+    """The client may be sending its next request: a reset must not overtake our FIN."""
     ports = []
 
     async def linger(sock: trio.socket.SocketType, *args: object, **options: bool) -> bool:
@@ -278,7 +278,7 @@ async def test_the_close_waits_until_the_peer_has_our_fin(
 
 
 @pytest.mark.parametrize("sent", [b"", b"half a line"])
-async def test_close_notify_follows_a_timeout_between_two_requests_only(
+async def test_close_notify_follows_only_a_timeout_between_requests(
     sent: bytes, authority: Authority, autojump_clock: trio.testing.MockClock
 ) -> None:
     """After half a request, ``close_notify`` would claim that the handler has sent everything."""

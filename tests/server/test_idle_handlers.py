@@ -1,4 +1,4 @@
-"""Handlers that wait in ``Socket.idle`` when their server stops, and their timeouts."""
+"""Handlers in ``Socket.idle``: the stop of their server, and their timeouts."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_requests_that_have_arrived_are_answered(tls: bool, authority: Aut
 async def test_a_request_that_arrives_just_before_the_stop_is_answered(
     tls: bool, authority: Authority
 ) -> None:
-    """The kernel has received it, but the handler's read is not awake yet."""
+    """The kernel has received the request, but the handler's read is not awake yet."""
     role = authority.server_tls() if tls else None
     async with serving(echo_lines, tls=role) as s, await s.connect() as client:
         await used(client)
@@ -117,7 +117,7 @@ async def test_a_request_that_has_begun_may_be_completed(tls: bool, authority: A
         assert await client.recv() == b""
 
 
-async def test_a_block_that_has_consumed_something_goes_on() -> None:
+async def test_a_block_that_has_consumed_bytes_continues_after_a_stop() -> None:
     async def handler(sock: Socket) -> None:
         with sock.idle():
             size = int(await sock.recv_line())
@@ -162,11 +162,11 @@ async def test_an_iterator_ends_at_a_stop_only_if_idle(iterator: str, idle: bool
             await sock.send(b"x")
 
     async with serving(handler) as s, await s.connect() as client:
-        for _ in range(2):  # each wait is a block of its own
+        for _ in range(2):  # each wait is a separate block
             await client.send(ITEM)
             assert await client.recv() == b"x"
         await trio.testing.wait_all_tasks_blocked()
-        s.server.stop(grace=None)  # the end of a grace would look alike
+        s.server.stop(grace=None)  # the end of a grace would also close the connection
         if not idle:
             await trio.testing.wait_all_tasks_blocked()
             await client.send(ITEM)
@@ -235,7 +235,7 @@ async def test_only_reads_of_this_socket_are_ended(mock_clock: trio.testing.Mock
     assert ended == []
 
 
-async def test_a_read_outside_a_block_has_the_grace() -> None:
+async def test_a_read_outside_a_block_may_use_the_grace() -> None:
     async def handler(sock: Socket) -> None:
         with sock.idle():
             await sock.recv_line()
@@ -279,7 +279,7 @@ async def test_another_tasks_block_limits_a_read_only_while_it_lasts(
         assert await client.recv() == b"late"
 
 
-async def test_a_blocked_send_goes_on_while_the_read_ends() -> None:
+async def test_a_blocked_send_continues_when_a_stop_ends_the_read() -> None:
     async def handler(sock: Socket) -> None:
         await sock.recv_line()
 
@@ -405,7 +405,7 @@ async def test_a_new_connection_has_five_seconds_for_its_request(
         mock_clock.jump(3)
         await slow.send(b"request\n")
         assert await slow.recv_line() == b"request"
-        assert await slow.recv() == b""  # it is used now, and idle
+        assert await slow.recv() == b""  # it has had a request, and is idle
         assert await silent.peek() is None
         mock_clock.jump(1)
         assert await silent.recv() == b""
@@ -436,7 +436,7 @@ async def test_a_short_grace_leaves_a_new_connection_time_for_a_goodbye(
 
 
 @pytest.mark.parametrize(("grace", "delay"), [(1, 0), (0, 1)])
-async def test_a_second_stop_with_a_longer_grace_leaves_the_same_time_for_a_goodbye(
+async def test_a_second_stop_leaves_the_same_time_for_a_goodbye(
     mock_clock: trio.testing.MockClock, grace: float, delay: float
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -479,7 +479,7 @@ async def test_the_five_seconds_count_from_the_end_of_the_handshake(
 async def test_data_that_comes_with_the_handshake_counts_as_a_request(
     authority: Authority,
 ) -> None:
-    """The client's Finished and its first line arrive together. After the answer, it is idle."""
+    """The client's Finished and first line arrive together. The answered connection is idle."""
     async with serving(echo_lines, tls=authority.server_tls()) as s:
         with Peer(socket.create_connection(("127.0.0.1", s.server.port))) as peer:
             context = ssl.create_default_context(cadata=authority.ca.decode())
@@ -496,7 +496,7 @@ async def test_data_that_comes_with_the_handshake_counts_as_a_request(
         await s.server.wait_closed()
 
 
-async def test_a_server_knows_its_sockets_and_they_know_it() -> None:
+async def test_servers_and_their_sockets_refer_to_each_other() -> None:
     found = []
 
     async def handler(sock: Socket) -> None:
@@ -530,7 +530,7 @@ async def test_an_idle_end_leaves_no_garbage() -> None:
         gc.enable()
 
 
-async def test_a_broadcast_goes_on_beside_idle_reads() -> None:
+async def test_a_broadcast_continues_during_idle_reads() -> None:
     async with serving(echo_lines) as s, await s.connect() as client:
         await used(client)
         await until_idle(s.server)

@@ -45,7 +45,7 @@ async def test_ipv4_and_ipv6_share_one_port_if_host_is_none() -> None:
                 assert server.getpeer() == client.getlocal()
         assert repr(listener).endswith(f"[::]:{listener.port} open>")
     assert repr(listener).endswith("closed>")
-    assert listener.port  # even after the close
+    assert listener.port  # still known after the close
 
 
 async def test_all_addresses_of_a_host_get_the_same_port() -> None:
@@ -453,8 +453,8 @@ async def test_abort_stops_listening_immediately() -> None:
         nursery.start_soon(accept_raises_closed, listener)
         await trio.testing.wait_all_tasks_blocked()
         listener.abort()
-    listener.abort()  # a second abort does nothing
-    trisock.listen_nowait(listener.port).abort()  # the port is free
+    listener.abort()  # A second abort does nothing.
+    trisock.listen_nowait(listener.port).abort()  # The port is free.
 
 
 def test_listeners_and_sockets_can_be_aborted_outside_trio() -> None:

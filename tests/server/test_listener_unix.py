@@ -1,4 +1,4 @@
-"""listen_unix: a path exists as long as its listener is open."""
+"""listen_unix: the path exists exactly while the listener is open."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ async def test_the_mode_is_set_before_the_first_client_can_connect(
 async def test_further_clients_wait_if_the_backlog_is_full(path: Path) -> None:
     async with await trisock.listen_unix(path, backlog=2):
         with contextlib.ExitStack() as clients:
-            for _ in range(3):  # Linux lets one more wait
+            for _ in range(3):  # Linux queues one client more than the backlog
                 sock = clients.enter_context(socket.socket(socket.AF_UNIX))
                 sock.setblocking(False)
                 sock.connect(str(path))

@@ -1,4 +1,4 @@
-"""What systemd is told, over a real datagram socket."""
+"""Messages to systemd, over a real datagram socket."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_reloading_gives_the_time_in_microseconds() -> None:
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-async def test_a_program_tells_systemd_about_its_life(abstract: bool, tmp_path: Path) -> None:
+async def test_a_program_reports_ready_reloading_and_stopping(
+    abstract: bool, tmp_path: Path
+) -> None:
     path = f"@trisock-{os.getpid()}" if abstract else tmp_path / "notify"
     with systemd(path) as manager:
         async with program("trisock.run(listener, echo)", NOTIFY_SOCKET=manager.path) as running:
@@ -122,14 +124,14 @@ async def test_ready_is_sent_when_the_block_ends(manager: Systemd) -> None:
     assert manager.silent()
 
 
-async def test_a_service_that_was_stopped_is_never_ready(manager: Systemd) -> None:
+async def test_a_stopped_service_never_reports_ready(manager: Systemd) -> None:
     async with trisock.open_service() as service:
         service.stop()
     assert await manager.receive() == b"STOPPING=1"
     assert manager.silent()
 
 
-async def test_a_servers_own_stop_is_told_when_it_begins(manager: Systemd) -> None:
+async def test_stopping_the_only_server_is_reported_immediately(manager: Systemd) -> None:
     told = []
 
     async def stop() -> None:
@@ -186,13 +188,13 @@ def _run_by_hand(coroutine: Any) -> None:
 # ---- systemd fails ----
 
 
-async def test_a_program_lives_if_systemd_is_gone(
+async def test_a_program_continues_if_systemd_is_gone(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     service_manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "gone")})
     await service_manager.notify(READY)
     await service_manager.notify(READY)
-    [record] = logged(log, logging.WARNING)  # the first failure in a row
+    [record] = logged(log, logging.WARNING)  # only the first of successive failures
     why = f"cannot notify systemd at {tmp_path}/gone: [Errno 2] No such file or directory"
     assert record.getMessage() == why
     with systemd(tmp_path / "gone") as manager:

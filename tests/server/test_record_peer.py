@@ -1,4 +1,4 @@
-"""Log records about a connection have its peer, and stats count handshakes of handlers."""
+"""Log records about a connection carry its peer. Stats count failed handshakes of handlers."""
 
 from __future__ import annotations
 

@@ -54,13 +54,13 @@ async def test_sighup_reloads_each_role_once(
     manager: Systemd, reloads: Reloads, authority: Authority
 ) -> None:
     certificate = authority.certificate("localhost")
-    one, two = ServerTLS(certificate), ServerTLS(certificate)  # equal, but not the same
+    one, two = ServerTLS(certificate), ServerTLS(certificate)  # equal, but two objects
     calls: list[Service] = []
 
     async def check() -> None:
         await reloaded_once(manager)
         assert [each is one or each is two for each in reloads.roles] == [False, True, True]
-        assert reloads.roles[0] == one  # from the bare certificate
+        assert reloads.roles[0] == one  # bind made this role from a certificate
         assert calls == [service]
 
     async with checked_service(check, reload=[one, two, one], on_reload=calls.append) as service:
@@ -113,7 +113,7 @@ async def test_a_server_that_has_closed_is_not_reloaded(
 
 
 class Unhashable(Exception):
-    """Like an exception that is a dataclass."""
+    """An unhashable exception, as an exception that is a dataclass would be."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -134,7 +134,7 @@ def fail(service: Service) -> None:
 
 
 @pytest.mark.parametrize("on_reload", [fail, raise_group, leave_scope_open])
-async def test_what_a_reload_raises_is_logged(
+async def test_errors_during_a_reload_are_logged(
     on_reload: Any,
     manager: Systemd,
     reloads: Reloads,
@@ -179,7 +179,7 @@ async def test_system_exit_of_on_reload_ends_the_service(
     assert len(logged(log, logging.ERROR)) == grouped
 
 
-async def test_signals_during_a_reload_cause_one_more(manager: Systemd) -> None:
+async def test_signals_during_a_reload_cause_one_more_reload(manager: Systemd) -> None:
     calls = []
 
     async def on_reload(service: Service) -> None:
@@ -214,7 +214,7 @@ async def test_sighup_before_the_program_is_ready_waits(manager: Systemd) -> Non
     assert await manager.receive() == b"READY=1"
     assert (await manager.receive()).startswith(b"RELOADING=1\n")
     assert await manager.receive() == b"STOPPING=1"
-    assert manager.silent()  # a service that stops is not ready again
+    assert manager.silent()  # no READY=1 after the stop
 
 
 async def test_sighup_after_the_stop_does_nothing(manager: Systemd) -> None:
@@ -274,7 +274,7 @@ async def test_sighup_reads_renewed_files(
             await running.stop()
 
 
-async def test_a_file_that_cannot_be_reloaded_is_one_line(
+async def test_a_failed_reload_is_logged_without_traceback(
     manager: Systemd, pem: Path, log: pytest.LogCaptureFixture
 ) -> None:
     role = ServerTLS(trisock.Certificate.from_files(pem / "chain.pem", pem / "key.pem"))
@@ -292,7 +292,7 @@ async def test_a_file_that_cannot_be_reloaded_is_one_line(
     assert summary.getMessage().endswith(" and 1 could not be reloaded")
 
 
-async def test_a_reload_says_what_has_changed(
+async def test_a_reload_logs_how_many_certificates_changed(
     manager: Systemd, server_tls: ServerTLS, pem: Path, log: pytest.LogCaptureFixture
 ) -> None:
     renewed = ServerTLS(trisock.Certificate.from_files(pem / "chain.pem", pem / "key.pem"))

@@ -50,7 +50,7 @@ async def test_a_signal_stops_the_program_when_its_clients_have_left(
             await running.stop()  # checks that the status is 0 and that stderr is empty
 
 
-async def test_a_server_goes_on_accepting_for_the_delay(tmp_path: Path) -> None:
+async def test_a_server_keeps_accepting_during_the_delay(tmp_path: Path) -> None:
     source = "trisock.run(listener, echo, delay=1000)"
     with systemd(tmp_path / "notify") as manager:
         async with program(source, NOTIFY_SOCKET=manager.path) as running:
@@ -190,7 +190,7 @@ trisock.run(listener, handler)
             await running.stop()
 
 
-def test_a_taken_port_is_a_bare_os_error() -> None:
+def test_a_taken_port_raises_an_oserror_outside_a_group() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(OSError, match="cannot listen on") as caught:
             trisock.run(taken.getsockname()[1], echo, host="127.0.0.1")
@@ -216,17 +216,17 @@ def test_bad_arguments_of_run_raise(
         trisock.run(0, echo, host="127.0.0.1", **options)  # type: ignore[arg-type]
 
 
-def test_a_single_server_tls_is_no_list_to_reload(server_tls: trisock.ServerTLS) -> None:
+def test_reload_refuses_a_single_server_tls(server_tls: trisock.ServerTLS) -> None:
     with pytest.raises(TypeError, match="not a single one"):
         trisock.run(0, echo, reload=server_tls)  # type: ignore[arg-type]
 
 
-async def test_run_inside_trio_names_open_service() -> None:
+async def test_the_error_of_run_inside_trio_names_open_service() -> None:
     with pytest.raises(RuntimeError, match=r"inside Trio, use trisock\.open_service"):
         trisock.run(0, echo)
 
 
-def test_signals_are_given_back_at_the_end() -> None:
+def test_signal_handlers_are_restored_at_the_end() -> None:
     def mine(signum: int, frame: object) -> None:
         """Do nothing."""
 
@@ -240,7 +240,7 @@ def test_signals_are_given_back_at_the_end() -> None:
             signal.signal(signum, handler)
 
 
-def test_a_handler_that_the_program_has_set_meanwhile_stays() -> None:
+def test_a_signal_handler_set_meanwhile_is_kept() -> None:
     def mine(signum: int, frame: object) -> None:
         """Do nothing."""
 
@@ -253,7 +253,7 @@ def test_a_handler_that_the_program_has_set_meanwhile_stays() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_in_a_forked_child_a_signal_means_what_it_did_before() -> None:
+def test_a_forked_child_calls_the_previous_signal_handler() -> None:
     seen: list[int] = []
 
     def raise_in_child() -> None:
@@ -270,7 +270,7 @@ def test_in_a_forked_child_a_signal_means_what_it_did_before() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_third_sighup_that_nobody_has_received_is_not_kept() -> None:
+def test_at_most_two_unreceived_sighups_are_kept() -> None:
     async def receive() -> list[int]:
         found = [await receiver.receive() for _ in range(2)]
         with trio.move_on_after(0) as scope:
@@ -282,7 +282,7 @@ def test_a_third_sighup_that_nobody_has_received_is_not_kept() -> None:
         for _ in range(3):
             signal.raise_signal(signal.SIGHUP)
         assert trio.run(receive) == [signal.SIGHUP] * 2
-        signal.raise_signal(signal.SIGHUP)  # Trio's run is over
+        signal.raise_signal(signal.SIGHUP)  # must be ignored: Trio's run is over
 
 
 def test_a_third_ctrl_c_ends_an_endless_loop() -> None:
@@ -296,7 +296,7 @@ def test_a_third_ctrl_c_ends_an_endless_loop() -> None:
         trio.run(block)
 
 
-def test_run_in_another_thread_takes_no_signal() -> None:
+def test_run_in_another_thread_sets_no_signal_handler() -> None:
     before = [signal.getsignal(signum) for signum in ALL]
     seen: list[object] = []
     listener = trisock.listen_nowait(0, host="127.0.0.1")

@@ -17,8 +17,8 @@ from helpers.server import broadcasting, chat, logged
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.testing import serving
 
-BIG = b"b" * 5_000_000  # a send of BIG blocks until the client reads
-HUGE = b"b" * 50_000_000  # exceeds the maximum size of the kernel's buffers
+BIG = b"b" * 5_000_000  # A send of BIG blocks until the client reads.
+HUGE = b"b" * 50_000_000  # HUGE exceeds the maximum size of the kernel's buffers.
 
 
 # ---- the recipients ----
@@ -265,8 +265,8 @@ async def test_send_file_behind_a_broadcast_can_be_cancelled(
             await sock.send_file(io.BytesIO(b"never"))
         assert scope.cancelled_caught
         async with trio.open_nursery() as inner:
-            inner.start_soon(sock.recv)  # receives "continue"
-            await sock.send(b"mine")  # waits for the broadcast, not for the cancelled send_file
+            inner.start_soon(sock.recv)  # Receives "continue".
+            await sock.send(b"mine")  # Waits for the broadcast, not for the cancelled send_file.
 
     async with behind_a_broadcast(handler) as client:
         await client.send(b"file, please")

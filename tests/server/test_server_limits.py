@@ -33,7 +33,7 @@ async def test_connections_over_max_connections_stay_in_the_backlog() -> None:
         assert await clients[2].recv() == b"hi\n"
         for client in clients[1:]:
             await client.close()
-        # Both connection slots are still usable.
+        # No slot was lost: two clients at a time are served.
         for _ in range(5):
             pair = [await s.connect(), await s.connect()]
             for client in pair:
@@ -127,7 +127,9 @@ async def test_a_server_survives_running_out_of_descriptors(
         begin = trio.current_time()
         while server.stats().accepted < 10:
             await trio.sleep(0.01)
-        assert trio.current_time() - begin < 0.15  # as in trio.serve_listeners
+        assert (
+            trio.current_time() - begin < 0.15
+        )  # the retry interval is that of trio.serve_listeners
         for client in clients:
             with trio.socket.from_stdlib_socket(client) as talking:
                 await talking.send(b"hello")
@@ -147,7 +149,7 @@ async def test_a_full_backlog_does_not_starve_other_tasks() -> None:
         await all_served(s.server, 200)
         for client in clients:
             client.close()
-    assert waiting[0] == 200 - 64  # the first handlers run before the others are accepted
+    assert waiting[0] == 200 - 64  # the first handlers run before the other clients are accepted
 
 
 async def test_a_server_survives_connections_that_die_before_accept() -> None:

@@ -56,7 +56,7 @@ def test_run_takes_the_arguments_of_open_service() -> None:
 # ---- the life of a service ----
 
 
-async def test_tasks_beside_live_until_all_servers_have_closed() -> None:
+async def test_background_tasks_run_until_all_servers_have_closed() -> None:
     events = []
 
     async def beside() -> None:
@@ -182,7 +182,7 @@ async def test_cancelling_the_service_cancels_handlers_without_grace() -> None:
 
 
 @pytest.mark.parametrize("in_block", [False, True])
-async def test_cancelling_the_nursery_of_a_service_ends_it_quietly(in_block: bool) -> None:
+async def test_cancelling_a_services_nursery_ends_it_without_an_error(in_block: bool) -> None:
     async def cancel() -> None:
         await trio.testing.wait_all_tasks_blocked()
         service.nursery.cancel_scope.cancel()
@@ -258,7 +258,7 @@ async def test_every_async_call_of_a_service_is_a_cancel_point() -> None:
 # ---- errors ----
 
 
-async def test_an_error_of_the_block_comes_out_bare() -> None:
+async def test_an_error_of_the_block_is_raised_outside_a_group() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         async with trisock.open_service() as service:
             server = await service.bind(0, silent, host="127.0.0.1")
@@ -268,7 +268,7 @@ async def test_an_error_of_the_block_comes_out_bare() -> None:
     assert not _open_services
 
 
-async def test_a_group_of_the_block_comes_out_as_it_is() -> None:
+async def test_a_group_of_the_block_is_raised_unchanged() -> None:
     group = BaseExceptionGroup("mine", [KeyError(), ValueError()])
     with pytest.raises(BaseExceptionGroup) as caught:
         async with trisock.open_service():
@@ -276,7 +276,7 @@ async def test_a_group_of_the_block_comes_out_as_it_is() -> None:
     assert caught.value is group
 
 
-async def test_an_error_of_a_task_beside_comes_in_a_group() -> None:
+async def test_an_error_of_a_background_task_is_in_a_group() -> None:
     async def fail() -> None:
         raise KeyError
 
@@ -301,7 +301,7 @@ async def test_errors_of_block_and_task_come_in_one_group() -> None:
     assert {type(each) for each in caught.value.exceptions} == {KeyError, ZeroDivisionError}
 
 
-async def test_an_error_while_the_service_waits_comes_in_a_group() -> None:
+async def test_an_error_while_the_service_waits_is_in_a_group() -> None:
     async def fail() -> None:
         await trio.testing.wait_all_tasks_blocked()
         raise KeyError
@@ -330,12 +330,12 @@ async def test_a_second_service_at_the_same_time_is_a_runtime_error() -> None:
             await trio.to_thread.run_sync(trisock.run, 0, echo)
         assert signal.getsignal(signal.SIGTERM) == handlers
         service.stop()
-    await open_one()  # one after the other is allowed
+    await open_one()  # services one after the other are allowed
 
 
 def test_a_child_forked_in_a_thread_may_open_its_own_service() -> None:
     def serve_in_child() -> None:
-        signal.set_wakeup_fd(-1)  # the parent's: Trio would warn
+        signal.set_wakeup_fd(-1)  # remove the parent's: Trio would warn
 
         async def open_one() -> None:
             async with trisock.open_service() as service:
@@ -381,7 +381,7 @@ async def test_bind_after_a_signal_is_cancelled_in_the_block() -> None:
             signal.raise_signal(signal.SIGTERM)
             with trio.CancelScope(shield=True):
                 await trio.testing.wait_all_tasks_blocked()
-            await service.bind(0, echo, host="127.0.0.1")  # a RuntimeError elsewhere
+            await service.bind(0, echo, host="127.0.0.1")  # outside the block, a RuntimeError
 
 
 async def test_a_signal_during_bind_raises_no_error() -> None:

@@ -22,7 +22,7 @@ from trisock._server.service import UDPOptions
 
 
 class EchoServer:
-    """Answers each datagram once the test allows it. At most two at a time."""
+    """Answers datagrams, at most two at a time, once the test allows it."""
 
     def __init__(self) -> None:
         self.allowed = trio.Event()
@@ -56,12 +56,12 @@ def test_open_udp_of_a_service_takes_each_option() -> None:
     assert options == set(typing.get_type_hints(UDPOptions))
 
 
-async def test_a_stop_answers_what_has_arrived(client: UDPSocket) -> None:
+async def test_datagrams_that_arrived_before_a_stop_are_answered(client: UDPSocket) -> None:
     server = EchoServer()
     async with trisock.open_service() as service:
         udp = await service.open_udp(host="127.0.0.1")
         service.nursery.start_soon(server.serve, udp)
-        for number in range(4):  # two of them are in the kernel when the stop comes
+        for number in range(4):  # two datagrams are still in the kernel at the stop
             await client.send(bytes([number]), udp.getlocal())
         await trio.testing.wait_all_tasks_blocked()
         service.stop()
@@ -72,7 +72,7 @@ async def test_a_stop_answers_what_has_arrived(client: UDPSocket) -> None:
     assert {(await client.recv()).data[0] for _ in range(4)} == {0, 1, 2, 3}
 
 
-async def test_the_grace_ends_what_is_left(
+async def test_the_end_of_the_grace_cancels_unfinished_answers(
     client: UDPSocket, jumping_clock: trio.testing.MockClock
 ) -> None:
     server = EchoServer()
@@ -96,7 +96,7 @@ async def test_a_second_stop_can_only_shorten_the_grace(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     async with trisock.open_service(grace=None) as service:
-        udp = await service.open_udp()  # nobody closes it
+        udp = await service.open_udp()  # not closed by the program
         began = trio.current_time()
         service.stop()
         service.stop(grace=5)
@@ -165,7 +165,7 @@ async def test_a_stop_during_the_lookup_leaves_nothing_open() -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
-async def test_a_stopped_service_leaves_the_socket_that_it_was_given(
+async def test_a_stopped_service_does_not_close_a_given_socket(
     when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = trio.lowlevel.cancel_shielded_checkpoint
@@ -215,7 +215,7 @@ async def test_a_child_that_stops_the_service_leaves_the_parent_serving(client: 
         service.stop()
 
 
-async def test_a_failed_open_leaves_the_service_as_it_was() -> None:
+async def test_a_failed_open_leaves_the_service_unchanged() -> None:
     async with trisock.open_service() as service:
         udp = await service.open_udp()
         with pytest.raises(OSError, match="Address already in use"):

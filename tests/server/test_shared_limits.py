@@ -111,7 +111,7 @@ async def test_a_lowered_limit_holds_for_closing_connections_too() -> None:
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-async def test_a_hard_stop_gives_all_slots_back(how: str) -> None:
+async def test_a_stop_without_grace_releases_all_slots(how: str) -> None:
     limiter = trio.CapacityLimiter(2)
     async with trio.open_nursery() as nursery:
         server = await trisock.bind(nursery, 0, chat, host="127.0.0.1", max_connections=limiter)

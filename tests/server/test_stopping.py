@@ -1,4 +1,4 @@
-"""Server.stop loses no client: those that wait are served, and later ones are not reset."""
+"""Server.stop loses no client: waiting clients are served, and later clients are not reset."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_a_backlog_longer_than_the_slots_is_served(
 async def test_the_end_of_the_grace_resets_the_backlog(
     prepare: Callable[[Listener], None],
 ) -> None:
-    """Even if a handler goes on: it has shielded its cleanup."""
+    """The backlog is reset even while a handler continues with a shielded cleanup."""
     may_end = trio.Event()
 
     async def handler(sock: Socket) -> None:
@@ -94,10 +94,10 @@ async def test_without_a_grace_the_backlog_is_reset_at_once() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 async def test_a_stop_with_a_client_accepted_in_advance(shared: bool) -> None:
-    """``hasconnection`` accepts in advance. This client is served, or reset if no grace is left."""
+    """A client that ``hasconnection`` accepted is served, or is reset if there is no grace."""
     for grace, expected in [(30, b"hello"), (0, None)]:
         listener = await trisock.listen(0, host="127.0.0.1")
-        assert not shared or listener.sockets  # reading them makes them shared
+        assert not shared or listener.sockets  # reading the property makes the sockets shared
         client = await connect_to(listener)
         assert listener.hasconnection()
         async with closing(client), bound(greet, listener, max_connections=1) as server:
@@ -206,7 +206,7 @@ async def test_clients_at_each_moment_of_a_stop_are_served(
         assert server.stats().accepted == len(clients.connected)
 
 
-async def test_nobody_is_refused_while_the_door_is_open(
+async def test_no_client_is_refused_during_the_delay(
     prepare: Callable[[Listener], None], jumping_clock: trio.testing.MockClock
 ) -> None:
     listener = await trisock.listen(0, host="127.0.0.1")
@@ -259,7 +259,7 @@ async def test_other_holders_of_a_shared_socket_get_its_clients(
             await server.wait_closed()
         assert server.stats().accepted == 0
         clients = [early]
-        if server.port:  # the path of a Unix socket has gone
+        if server.port:  # but the path of a Unix socket is removed
             clients.append(await connect_to(server))
         async with bound(echo, Listener([other])), closing(*clients):
             for client in clients:

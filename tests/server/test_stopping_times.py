@@ -17,7 +17,7 @@ from trisock import ClientTLS, ServerTLS, Socket
 
 
 class Cancelled:
-    """A handler that goes on until it is cancelled, and the times when it was."""
+    """A handler that runs until it is cancelled, and records the time of the cancellation."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -77,7 +77,7 @@ async def test_the_grace_counts_from_the_end_of_the_delay(
         assert handler.at == [pytest.approx(begin + 15)]
 
 
-async def test_without_grace_everything_ends_after_the_delay(
+async def test_without_grace_handlers_are_cancelled_after_the_delay(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
     handler = Cancelled()
@@ -140,7 +140,7 @@ async def test_a_refused_time_changes_nothing(
         ([(0, 20, 10), (2, 0, 0)], 2, 2),
     ],
 )
-async def test_further_calls_only_make_the_times_earlier(
+async def test_further_calls_can_only_make_the_times_earlier(
     calls: list[tuple[float, float | None, float]],
     closing_at: float,
     end_at: float,
@@ -168,7 +168,7 @@ async def test_further_calls_only_make_the_times_earlier(
 
 
 def run_for_long(function: Callable[[], Awaitable[None]]) -> None:
-    """Run a test with a deadline that is later than that of the others."""
+    """Run a test with a later deadline than other tests have."""
 
     async def limited() -> None:
         with trio.fail_after(20_000):
@@ -177,7 +177,7 @@ def run_for_long(function: Callable[[], Awaitable[None]]) -> None:
     trio.run(limited, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
 
-def test_without_a_limit_handlers_go_on_as_long_as_they_need() -> None:
+def test_without_a_limit_handlers_run_as_long_as_needed() -> None:
     async def handler(sock: Socket) -> None:
         await server.closing.wait()
         await trio.sleep(10_000)
@@ -199,7 +199,7 @@ def test_without_a_limit_handlers_go_on_as_long_as_they_need() -> None:
 def test_without_a_limit_handshakes_still_end(
     timeout: float | None, expected: float, begun: bool, server_tls: ServerTLS
 ) -> None:
-    """Those without a timeout get 60 seconds, also those that begin after the stop."""
+    """A handshake without a timeout gets 60 seconds, even if it begins after the stop."""
 
     async def main() -> None:
         listener = await trisock.listen(0, host="127.0.0.1")
@@ -275,7 +275,7 @@ async def test_a_stop_needs_a_finite_delay() -> None:
         assert server.ready
 
 
-async def test_handlers_that_the_grace_has_cut_off_are_counted(
+async def test_handlers_cancelled_after_the_grace_are_counted(
     log: pytest.LogCaptureFixture,
 ) -> None:
     async def handler(sock: Socket) -> None:

@@ -1,4 +1,4 @@
-"""A server behind a proxy: whose PROXY headers it takes, and what it does with them."""
+"""A server behind a proxy: which PROXY headers it accepts, and how it uses them."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ async def test_without_trusted_proxies_a_header_is_data() -> None:
             assert sock.info().proxy_header is None
 
 
-# ---- whom it refuses ----
+# ---- refused connections ----
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -264,7 +264,7 @@ async def test_a_connection_without_a_valid_header_is_reset(
 @pytest.mark.parametrize(
     ("data", "why"), [(b"", "before"), (b"P", "inside"), (with_crc(binary())[:-1], "inside")]
 )
-async def test_a_connection_that_ends_before_its_header_does_is_refused(
+async def test_eof_before_the_end_of_the_header_is_refused(
     data: bytes, why: str, log: pytest.LogCaptureFixture
 ) -> None:
     handler = Behind()
@@ -312,7 +312,7 @@ async def test_a_connection_from_elsewhere_is_reset(
 
 
 async def test_a_refused_connection_is_reset_for_a_forked_child_too() -> None:
-    # abort() disconnects the socket itself: other descriptors do not keep it open.
+    # abort() disconnects the socket itself, even if other processes have descriptors of it.
     async with behind() as server:
         raw = socket.create_connection(("127.0.0.1", server.port))
         with raw:
@@ -327,7 +327,7 @@ async def test_a_refused_connection_is_reset_for_a_forked_child_too() -> None:
                     raw.recv(1)
 
 
-async def test_a_refused_connection_gives_its_slot_back() -> None:
+async def test_a_refused_connection_releases_its_slot() -> None:
     async with behind(max_connections=1) as server:
         for _ in range(3):
             await refused(server, b"GET /")
@@ -340,7 +340,7 @@ async def test_a_refused_connection_gives_its_slot_back() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"PROXY TCP4 192.0.2.1", binary()[:-1]])
-async def test_a_header_that_does_not_come_in_time_is_a_bad_one(
+async def test_a_late_header_is_treated_as_invalid(
     data: bytes, jumping_clock: trio.testing.MockClock, log: pytest.LogCaptureFixture
 ) -> None:
     handler = Behind()

@@ -80,7 +80,7 @@ async def test_a_server_names_itself(
             await accept(b, "lmtp", server_tls, hostname=hostname)
 
 
-async def test_a_machine_with_an_odd_name_is_localhost(
+async def test_an_invalid_machine_name_is_replaced_with_localhost(
     monkeypatch: pytest.MonkeyPatch, server_tls: ServerTLS
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "my machine")
@@ -171,7 +171,7 @@ async def test_a_client_that_is_silent_is_closed_in_time(
         assert 4 < trio.current_time() <= 5
 
 
-# What a client says, the end of the answer, and the beginning of the farewell.
+# What a client sends, how the server's answer ends, and how its farewell begins.
 FAREWELLS = pytest.mark.parametrize(
     ("protocol", "said", "answered", "farewell"),
     [
@@ -185,7 +185,7 @@ FAREWELLS = pytest.mark.parametrize(
 
 
 @FAREWELLS
-async def test_a_client_is_told_of_a_stop(
+async def test_a_client_gets_a_farewell_when_the_server_stops(
     protocol: str, said: bytes, answered: bytes, farewell: bytes, server_tls: ServerTLS
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -204,7 +204,7 @@ async def test_a_client_is_told_of_a_stop(
 
 
 @FAREWELLS
-async def test_a_client_is_told_that_the_time_is_over(
+async def test_a_client_gets_a_farewell_after_the_timeout(
     protocol: str,
     said: bytes,
     answered: bytes,
@@ -226,7 +226,7 @@ async def test_a_client_is_told_that_the_time_is_over(
 
 
 def fill(sock: Socket) -> None:
-    """Send until the peer's buffer takes no more."""
+    """Send until the peer's receive buffer is full."""
     with socket.socket(fileno=os.dup(sock.fileno())) as raw, contextlib.suppress(BlockingIOError):
         while True:
             raw.send(b"x" * 1000)
@@ -259,7 +259,7 @@ async def test_a_client_that_has_gone_gets_no_farewell(
         assert b.fileno() == -1
 
 
-async def test_a_failure_is_one_line_in_the_log(
+async def test_a_failure_is_logged_on_one_line(
     server_tls: ServerTLS, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(sock: Socket) -> None:

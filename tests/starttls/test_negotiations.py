@@ -1,4 +1,4 @@
-"""The negotiations of trisock.starttls, without I/O: what each side says, and when it refuses."""
+"""Negotiations of trisock.starttls without I/O: what each side sends, and when it refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CAPABLE = b"* CAPABILITY IMAP4rev1 STARTTLS\r\na1 OK done\r\n"
 SIEVE = b'"STARTTLS"\r\nOK\r\n'
 
 
-def test_the_tables_hold_every_protocol() -> None:
+def test_the_client_table_has_every_protocol() -> None:
     assert set(CLIENT_CONVERSATIONS) == set(trisock.starttls.PROTOCOLS)
     assert set(SERVER_CONVERSATIONS) < set(trisock.starttls.PROTOCOLS)
 
@@ -196,7 +196,7 @@ def test_the_greeting_is_returned(protocol: str, greeting: bytes) -> None:
         ("telnet", b"\xff\xfd\x2e\xff\xfe\x2e", None, b"\xff\xfe\x2e"),
     ],
 )
-def test_a_client_refuses(
+def test_a_client_refuses_servers_that_do_not_start_tls(
     protocol: str, received: bytes, offered: bool | None, reply: bytes | None
 ) -> None:
     replay = Replay(client(protocol), received)
@@ -256,8 +256,8 @@ def test_an_ldap_length_may_have_the_long_form() -> None:
     assert (replay.greeting, replay.unread) == (b"", b"")
 
 
-def test_telnet_data_may_hold_the_byte_255_and_then_the_byte_of_se() -> None:
-    """IAC IAC is data, so the SE behind it ends nothing."""
+def test_telnet_data_may_contain_an_escaped_iac_before_se() -> None:
+    """IAC IAC is the data byte 255, so the SE after it does not end the subnegotiation."""
     terminal_type = b"\xff\xfa\x18\xff\xff\xf0\xff\xfd\x2e\xff\xf0"
     replay = Replay(client("telnet"), terminal_type + b"\xff\xfe\x2e")
     assert replay.sent == b"\xff\xfb\x2e"
@@ -284,7 +284,7 @@ def test_xmpp_names_the_domain_in_unicode(name: str, domain: str) -> None:
     assert f" to='{domain}' ".encode() in request.data
 
 
-def test_mysql_flags_are_those_of_both_sides() -> None:
+def test_a_mysql_client_sends_only_flags_of_both_sides() -> None:
     replay = Replay(client("mysql"), mysql_greeting(0xA00))
     assert replay.sent[4:8] == (0xA00).to_bytes(4, "little")
 
@@ -339,7 +339,9 @@ S = b"220 localhost ESMTP\r\n"
         ("postgres", TOO_MANY * GSSENC_REQUEST, TOO_MANY * b"N"),
     ],
 )
-def test_a_server_refuses(protocol: str, received: bytes, sent: bytes) -> None:
+def test_a_server_refuses_clients_that_do_not_start_tls(
+    protocol: str, received: bytes, sent: bytes
+) -> None:
     replay = Replay(server(protocol), received)
     assert replay.refusal is not None
     greeting = SERVER_CONVERSATIONS[protocol][0]

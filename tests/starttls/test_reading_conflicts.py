@@ -162,7 +162,7 @@ async def test_split_items_are_refused_while_another_task_reads(way: str) -> Non
 async def test_split_items_are_refused_during_the_checkpoint_of_another_read(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read that is served from the buffer lets other tasks run before it takes anything."""
+    """A read that is served from the buffer lets other tasks run before it consumes bytes."""
     a, b = unix_pair()
     async with closing(a, b):
         items: Items = a.frames(1) if way == "split frames" else a.lines()

@@ -25,7 +25,7 @@ from trisock.testing import Authority, Script, serving
 
 
 def script(conversation: Conversation) -> Script:
-    """Return a script of the peer."""
+    """Return the peer's side of a conversation as a script."""
     steps = Script()
     for each in conversation:
         steps = steps.expect(each.data) if isinstance(each, Heard) else steps.send(each)
@@ -338,7 +338,7 @@ def test_the_negotiation_and_the_handshake_share_the_time(client_tls: ClientTLS)
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_upgrade_can_do_without_a_timeout(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
+def test_upgrade_works_without_a_timeout(client_tls: ClientTLS, server_tls: ServerTLS) -> None:
     async def main() -> None:
         a, b = unix_pair()
 
@@ -381,7 +381,7 @@ async def test_a_failed_handshake_closes_the_socket(
     assert a.fileno() == -1
 
 
-async def test_a_context_of_ones_own_may_fail(client_tls: ClientTLS) -> None:
+async def test_an_exception_from_a_custom_ssl_context_is_raised(client_tls: ClientTLS) -> None:
     class Broken(ssl.SSLContext):
         def wrap_bio(self, *args: object, **options: object) -> ssl.SSLObject:
             raise ZeroDivisionError

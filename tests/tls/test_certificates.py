@@ -374,7 +374,7 @@ def test_certificates_work_if_proc_cannot_be_opened(
         return real(path, flags, *args)
 
     monkeypatch.setattr(loading.os, "open", without_proc)
-    # Not a ServerTLS: an earlier test may have made an equal one, which is cached.
+    # We create no ServerTLS: an earlier test may have cached the context of an equal role.
     certificate = authority.certificate("localhost")
     certificate.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 

@@ -159,8 +159,8 @@ def test_an_extension_that_is_cut_short_is_refused(cut: bytes) -> None:
         name_extension(),
         name_extension(b""),
         name_extension(b"a.example", b"b.example"),
-        name_extension(b"a.example").replace(b"\0\0\x09a", b"\1\0\x09a"),  # another name type
-        b"\0\0\0\x05\0\x02\0\0\0",  # bytes after the list
+        name_extension(b"a.example").replace(b"\0\0\x09a", b"\1\0\x09a"),  # Another name type.
+        b"\0\0\0\x05\0\x02\0\0\0",  # Bytes after the list.
     ],
     ids=["no name", "empty name", "two names", "another type", "trailing bytes"],
 )

@@ -214,7 +214,7 @@ async def test_a_record_that_begins_during_the_handshake_is_read_whole(
         peer.handshake_unflushed()
         peer.ssl.write(b"first data")
         flight = peer.outgoing.read()
-        rest = flight[-7:]  # set before the next thread sends it
+        rest = flight[-7:]  # set before the next thread sends these bytes
         raw.sendall(flight[:-7])
 
     with raw:

@@ -1,4 +1,4 @@
-"""``ServerTLS.reload`` reads renewed files. What goes wrong leaves the old certificates in use."""
+"""``ServerTLS.reload`` reads renewed files. After a failure, the old certificates stay in use."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def by_symlink(path: Path, data: bytes) -> None:
 async def test_a_writer_beside_reloads_never_makes_a_handshake_fail(
     write: Callable[[Path, bytes], None], files: Files, authority: Authority
 ) -> None:
-    """The files are replaced one after the other, with reloads and handshakes at each moment."""
+    """The files are replaced one by one, while reloads and handshakes run all the time."""
     role = files.role()
     seen: set[bytes] = set()
     reloaded = failed = 0
@@ -302,7 +302,7 @@ def test_a_relative_client_ca_is_found_again_after_a_chdir(
 def test_a_slow_reload_does_not_undo_a_later_one(
     files: Files, tmp_path: Path, other_authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one reload reads, another one begins, and installs what is newer."""
+    """While one reload still reads, a second reload begins and installs newer files."""
     ca = tmp_path / "ca.pem"
     ca.write_bytes(files.authority.ca)
     role = files.role(client_ca=ca, require_client_certificate=True)

@@ -292,8 +292,8 @@ async def test_an_sni_callback_of_the_callers_context_is_called(authority: Autho
 @pytest.mark.parametrize(
     "wire",
     [
-        in_records(b"\x01\xff\xff\xff" + bytes(100_000), 16384),  # a length of 16 MiB
-        b"\x16\x03\x01\0\0" * 100_000,  # records without data
+        in_records(b"\x01\xff\xff\xff" + bytes(100_000), 16384),  # A length of 16 MiB.
+        b"\x16\x03\x01\0\0" * 100_000,  # Records without data.
         in_records(b"\x01\0\0\x05hello", 16384),
         hello_for(b"second.example\0"),
         hello_for(b"a" * 300),

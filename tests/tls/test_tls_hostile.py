@@ -140,7 +140,7 @@ async def test_an_invalid_record_breaks_the_connection(
     role: str, kind: int, content: bytes, words: str, authority: Authority, tmp_path: Path
 ) -> None:
     if ssl.OPENSSL_VERSION_INFO >= (3, 2):
-        words += "|a record was invalid"  # what newer versions say in place of the reason
+        words += "|a record was invalid"  # newer versions say this instead of the reason
     async with forging(role, authority, tmp_path) as (sock, raw, forger):
         raw.sendall(forger.records(kind, content, 40))
         for _ in range(2):
@@ -183,7 +183,7 @@ async def test_a_flood_blocks_no_other_task_and_uses_little_memory(
     role: str, content: bytes, authority: Authority, tmp_path: Path
 ) -> None:
     async with forging(role, authority, tmp_path) as (sock, raw, forger):
-        # The kernel cannot hold ``most`` records, so the flood waits until records are read.
+        # The kernel cannot buffer all records (``most``), so the flood waits until some are read.
         records, most = 0, max(50_000, 20_000_000 // (len(content) + 22))
         enough = threading.Event()
 
@@ -245,7 +245,7 @@ async def test_every_read_responds_to_key_updates(
         with contextlib.suppress(BlockingIOError):
             while True:
                 received += len(raw.recv(1_000_000))
-        assert received >= 990 * 22  # responses to almost all requests
+        assert received >= 990 * 22  # we responded to almost all requests
 
 
 @pytest.mark.parametrize("read", USUAL_READERS)

@@ -88,7 +88,9 @@ async def test_cancelling_a_read_when_data_arrives_loses_no_data(
         await clog(sock)
         async with trio.open_nursery() as readers:
             peer.request_certificate()
-            await start_until_blocked(readers, read)  # waits for data, and for room to respond
+            await start_until_blocked(
+                readers, read
+            )  # the read waits for data, and for room to respond
             waiting = True
             peer.send(b"precious")
         waiting = False

@@ -25,7 +25,7 @@ def port(udp: UDPSocket) -> int:
 
 @pytest.fixture
 async def client(port: int) -> AsyncIterator[UDPSocket]:
-    """A socket whose one peer is ``udp``."""
+    """A socket whose only peer is ``udp``."""
     async with await connect_udp("127.0.0.1", port) as client:
         yield client
 

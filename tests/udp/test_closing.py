@@ -1,4 +1,4 @@
-"""close, abort and stop_receiving: what they wake, and what works afterwards."""
+"""close, abort and stop_receiving: which calls they wake, and which calls work afterwards."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ every_end = pytest.mark.parametrize("end", [*CLOSES, stop])
 
 
 @every_end
-async def test_it_ends_a_recv_that_waits(end: object, udp: UDPSocket) -> None:
+async def test_closing_or_stop_receiving_ends_a_waiting_recv(end: object, udp: UDPSocket) -> None:
     async with trio.open_nursery() as nursery:
 
         async def receive() -> None:
@@ -63,7 +63,9 @@ async def test_it_ends_a_recv_that_waits(end: object, udp: UDPSocket) -> None:
 
 
 @every_end
-async def test_it_ends_a_loop(end: object, udp: UDPSocket, client: UDPSocket) -> None:
+async def test_closing_or_stop_receiving_ends_a_loop(
+    end: object, udp: UDPSocket, client: UDPSocket
+) -> None:
     got = []
     async with trio.open_nursery() as nursery:
 
@@ -80,7 +82,7 @@ async def test_it_ends_a_loop(end: object, udp: UDPSocket, client: UDPSocket) ->
 
 @every_close
 @pytest.mark.parametrize("of", ["udp", "client"])
-async def test_nothing_works_after_a_close(
+async def test_reads_and_sends_fail_after_a_close(
     end: object, of: str, udp: UDPSocket, client: UDPSocket
 ) -> None:
     sock = udp if of == "udp" else client
@@ -109,7 +111,7 @@ async def test_nothing_works_after_a_close(
 
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
-async def test_a_close_during_a_lookup(host: str | None) -> None:
+async def test_a_close_during_a_lookup_fails_the_send(host: str | None) -> None:
     async with await open_udp(host=host) as udp:
         async with trio.open_nursery() as nursery:
 
@@ -126,7 +128,7 @@ async def test_a_close_during_a_lookup(host: str | None) -> None:
 async def test_a_send_that_looks_up_a_name_ends_with_the_socket(
     end: Callable[[UDPSocket], Awaitable[None]],
 ) -> None:
-    """A server of names that does not answer must not hold up the end of a program."""
+    """A name server that does not answer must not delay the end of a program."""
 
     class SilentResolver(Resolver):
         async def getaddrinfo(self, *_: object) -> NoReturn:  # type: ignore[override]
@@ -159,7 +161,9 @@ async def test_wait_closed_waits_for_the_close(udp: UDPSocket) -> None:
         udp.abort()
 
 
-async def test_a_descriptor_that_other_code_closed(udp: UDPSocket, client: UDPSocket) -> None:
+async def test_a_descriptor_closed_by_other_code_counts_as_closed(
+    udp: UDPSocket, client: UDPSocket
+) -> None:
     for sock in (udp, client):
         socket.close(sock._socket.detach())
         with pytest.raises(trio.ClosedResourceError, match="already closed"):
@@ -171,7 +175,7 @@ async def test_a_descriptor_that_other_code_closed(udp: UDPSocket, client: UDPSo
 # ---- stop_receiving ----
 
 
-async def test_after_stop_receiving_what_has_arrived_is_received(
+async def test_datagrams_that_arrived_before_stop_receiving_are_received(
     udp: UDPSocket, client: UDPSocket
 ) -> None:
     for number in range(20):
@@ -225,7 +229,7 @@ async def test_after_stop_receiving_there_is_still_only_one_receiver(
     assert (await udp.recv()).data == b"second"
 
 
-async def test_a_close_ends_what_is_left(udp: UDPSocket, client: UDPSocket) -> None:
+async def test_a_close_discards_unread_datagrams(udp: UDPSocket, client: UDPSocket) -> None:
     await client.send(b"x")
     udp.stop_receiving()
     await udp.close()

@@ -11,8 +11,8 @@ import trio
 from helpers.resolver import Resolver
 from trisock import Address, Datagram, UDPSocket, connect_udp, open_udp
 
-SO_TIMESTAMP = 29  # of Linux; Python has no name for it
-LONGEST = 65507  # bytes of a datagram over IPv4
+SO_TIMESTAMP = 29  # The value on Linux, for which Python has no name.
+LONGEST = 65507  # The maximum size (bytes) of a datagram over IPv4.
 
 
 @pytest.mark.parametrize("size", [0, 1, 1472, 9216, LONGEST])
@@ -98,7 +98,7 @@ def test_repr_does_not_show_the_data() -> None:
 # ---- the destination, and the source of the answer ----
 
 
-async def test_an_answer_comes_from_the_address_that_was_asked(udp: UDPSocket, port: int) -> None:
+async def test_an_answer_comes_from_the_querys_destination(udp: UDPSocket, port: int) -> None:
     async with await open_udp(host="127.0.0.1") as client:
         for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
             await client.send(b"query", (host, port))
@@ -152,19 +152,19 @@ async def test_more_ancillary_data_does_not_hide_the_destination(
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        (("224.0.0.1", 0), "Invalid argument"),  # a group
-        (("127.255.255.255", 0), "Network is unreachable"),  # a broadcast address
+        (("224.0.0.1", 0), "Invalid argument"),  # A group.
+        (("127.255.255.255", 0), "Network is unreachable"),  # A broadcast address.
         (("255.255.255.255", 0), "Invalid argument"),
-        (("192.0.2.99", 0), "Network is unreachable"),  # another machine
-        (("::1", 0), "Invalid argument"),  # of the other family
+        (("192.0.2.99", 0), "Network is unreachable"),  # Another machine.
+        (("::1", 0), "Invalid argument"),  # An address of the other family.
         (("fe80::1%absent", 0), "No such device"),
-        (("fe80::1%4294967297", 0), "No such device"),  # does not wrap around to interface 1
+        (("fe80::1%4294967297", 0), "No such device"),  # Must not wrap around to interface 1.
     ],
 )
-async def test_a_source_that_is_not_of_this_machine_is_an_oserror(
+async def test_a_source_that_is_not_local_raises_an_oserror(
     udp: UDPSocket, port: int, raw: socket.socket, source: tuple[str, int], text: str
 ) -> None:
-    """A peer can choose the destination of its datagram, so it must not be a ``ValueError``."""
+    """A peer can choose its datagram's destination, so a reply must not raise a ``ValueError``."""
     with pytest.raises(OSError, match=rf"cannot send to 127.* from .*:{port}: {text}"):
         await udp.send(b"x", raw.getsockname(), source=(source[0], port))
 
@@ -179,10 +179,10 @@ async def test_a_source_of_the_wrong_family_is_an_oserror(raw: socket.socket) ->
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_where_the_source_cannot_be_chosen_it_is_an_oserror(
+async def test_choosing_the_source_raises_an_oserror_where_unsupported(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Windows, there are no such options and no ``sendmsg``."""
+    """Windows has neither the packet info options nor ``sendmsg``."""
 
     def cannot(*_: object) -> None:
         raise OSError("this system cannot choose the source of a datagram")
@@ -269,7 +269,7 @@ async def test_a_receiver_that_cannot_be_reached_is_an_oserror(udp: UDPSocket, p
     [
         (None, TypeError),
         ("127.0.0.1", TypeError),
-        ("ab", TypeError),  # has two items
+        ("ab", TypeError),  # a str of two items
         (["127.0.0.1", 9], TypeError),
         (("127.0.0.1",), TypeError),
         (("127.0.0.1", "9"), TypeError),
@@ -279,7 +279,7 @@ async def test_a_receiver_that_cannot_be_reached_is_an_oserror(udp: UDPSocket, p
         (("127.0.0.1", 65536), ValueError),
         (("", 9), ValueError),
         (("*", 9), ValueError),
-        (("<broadcast>", 9), ValueError),  # Python's socket module takes this
+        (("<broadcast>", 9), ValueError),  # Python's socket module accepts this name
         (("a\0b", 9), ValueError),
         (("a b\n", 9), ValueError),
         (("fe80::1%\n", 9), ValueError),

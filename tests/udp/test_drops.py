@@ -29,7 +29,7 @@ async def test_dropped_datagrams_are_counted(host: str | None) -> None:
                 received += 1
             assert 0 < received < 500
             assert udp.info().dropped == 500 - received
-            # It is the counter that SO_RXQ_OVFL attaches to the next datagram.
+            # SO_RXQ_OVFL attaches the same counter to the next datagram.
             await client.send(b"next")
             with socket.socket(fileno=os.dup(udp.fileno())) as raw:
                 data, ancillary, _, _ = raw.recvmsg(100, 256)
@@ -41,7 +41,7 @@ async def test_dropped_datagrams_are_counted(host: str | None) -> None:
             assert (await udp.recv()).destination == client.getpeer()
 
 
-async def test_where_the_kernel_does_not_count_dropped_is_none(
+async def test_dropped_is_none_if_the_kernel_does_not_count(
     udp: UDPSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(syscalls, "_SO_MEMINFO", 9999)

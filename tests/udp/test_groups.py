@@ -25,7 +25,7 @@ async def sender() -> AsyncIterator[UDPSocket]:
 
 @pytest.fixture(params=[None, "0.0.0.0", GROUP])
 async def member(request: pytest.FixtureRequest) -> AsyncIterator[UDPSocket]:
-    """A socket that can be a member: on all addresses, on those of IPv4, or on the group."""
+    """A socket that can join a group: bound to all addresses, to 0.0.0.0, or to the group."""
     async with await open_udp(host=request.param) as member:
         yield member
 
@@ -56,7 +56,7 @@ async def test_a_group_of_ipv6_is_joined_once(
 async def test_a_socket_gets_only_the_groups_that_it_joined(
     member: UDPSocket, sender: UDPSocket
 ) -> None:
-    """By default, Linux gives it all groups that any socket of the machine has joined."""
+    """By default, Linux delivers all groups that any socket of the machine has joined."""
     port = member.getlocal().port
     async with await open_udp() as other:
         other.join_group(GROUP, "lo")
@@ -67,7 +67,7 @@ async def test_a_socket_gets_only_the_groups_that_it_joined(
         assert not is_waiting(member)
 
 
-async def test_a_group_cannot_be_answered_from(udp: UDPSocket, sender: UDPSocket) -> None:
+async def test_a_group_cannot_be_the_source_of_an_answer(udp: UDPSocket, sender: UDPSocket) -> None:
     udp.join_group(GROUP, "lo")
     await sender.send(b"query", (GROUP, udp.getlocal().port))
     query = await udp.recv()

@@ -129,7 +129,7 @@ async def test_icmp_of_a_router_is_the_error_of_the_next_call(
 async def test_sends_wait_while_the_kernel_has_no_room(
     hosts: tuple[Namespace, Namespace], left: UDPSocket, ending: str
 ) -> None:
-    """The kernel keeps what it sends to a neighbour that does not answer its ARP requests."""
+    """The kernel queues datagrams to a neighbour that does not answer ARP requests."""
     left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
     absent = ("10.0.0.7", 7)
     sent = 0
@@ -177,7 +177,10 @@ async def test_groups_of_ipv6_on_loopback() -> None:
             port = member.getlocal().port
             with namespace.entered():
                 member.join_group("ff02::1234%lo")
-                for group in ("ff02::5678%lo", "ff02::1234%lo"):  # only the second was joined
+                for group in (
+                    "ff02::5678%lo",
+                    "ff02::1234%lo",
+                ):  # the member has joined only the second group
                     await stranger.send(b"hello", (group, port))
                 got = await member.recv()
                 assert got.destination == ("ff02::1234%lo", port)

@@ -1,4 +1,4 @@
-"""A socket with one peer: it hears nobody else, and ICMP errors are errors of the next call."""
+"""A socket with one peer receives only the peer's datagrams. Its next call raises ICMP errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def closed_port(host: str) -> int:
         return udp.getlocal().port
 
 
-async def test_only_the_peer_is_heard(client: UDPSocket, udp: UDPSocket) -> None:
+async def test_only_datagrams_of_the_peer_are_received(client: UDPSocket, udp: UDPSocket) -> None:
     async with await open_udp(host="127.0.0.1") as stranger:
         await stranger.send(b"hello", client.getlocal())
         await udp.send(b"from the peer", client.getlocal())
@@ -32,7 +32,7 @@ async def test_only_the_peer_is_heard(client: UDPSocket, udp: UDPSocket) -> None
 
 
 class PromptStranger(socket.socket):
-    """A socket to which a stranger sends as soon as it has a port, before it has a peer."""
+    """A socket that receives a stranger's datagrams before it is connected to its peer."""
 
     def connect(self, sockaddr: Any) -> None:
         self.bind((sockaddr[0], 0))
@@ -42,7 +42,7 @@ class PromptStranger(socket.socket):
         super().connect(sockaddr)
 
 
-async def test_who_sends_before_the_socket_has_its_peer_is_not_heard(
+async def test_datagrams_of_strangers_before_connecting_are_discarded(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with await open_udp(host=host) as udp:
@@ -54,7 +54,7 @@ async def test_who_sends_before_the_socket_has_its_peer_is_not_heard(
             assert (await client.recv())[:2] == (b"from the peer", udp.getlocal())
 
 
-async def test_what_strangers_sent_does_not_end_a_wait(host: str) -> None:
+async def test_datagrams_of_strangers_do_not_end_a_wait(host: str) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, 2) as raw:
         raw.bind((host, 0))
         async with await open_udp(host=host) as udp, await open_udp(host=host) as stranger:
@@ -70,8 +70,8 @@ async def test_what_strangers_sent_does_not_end_a_wait(host: str) -> None:
                 await udp.send(b"from the peer", client.getlocal())
 
 
-async def test_an_address_must_be_that_of_the_peer(client: UDPSocket, udp: UDPSocket) -> None:
-    """So a function that answers datagrams works on every socket."""
+async def test_an_address_must_be_the_peers_address(client: UDPSocket, udp: UDPSocket) -> None:
+    """The address is allowed, so that a function that answers datagrams works on every socket."""
     await client.send(b"x", client.getpeer())
     assert (await udp.recv()).data == b"x"
     with pytest.raises(
@@ -133,17 +133,17 @@ async def test_an_icmp_error_leaves_the_loop_and_the_socket_stays_usable(host: s
                 break
 
 
-async def test_icmp_does_not_reach_a_socket_that_sends_to_anyone(
+async def test_icmp_errors_do_not_reach_a_socket_without_a_peer(
     udp: UDPSocket, port: int, host: str
 ) -> None:
-    """One client that is gone must not end a server."""
+    """A client that is gone must not cause an error in a server."""
     for _ in range(3):
         await udp.send(b"anyone?", (host, await closed_port(host)))
     await udp.send(b"to myself", (host, port))
     assert (await udp.recv()).data == b"to myself"
 
 
-async def test_both_ends_are_known(host: str) -> None:
+async def test_both_addresses_are_known(host: str) -> None:
     async with await open_udp(host=host) as udp:
         client = await connect_udp(host, udp.getlocal().port)
         assert client.getpeer() == udp.getlocal()
@@ -156,7 +156,7 @@ async def test_both_ends_are_known(host: str) -> None:
         assert client.getpeer() == udp.getlocal()
 
 
-async def test_a_name_and_its_second_address(udp: UDPSocket, port: int) -> None:
+async def test_connecting_to_a_name_tries_its_second_address(udp: UDPSocket, port: int) -> None:
     # The first address is a group with no interface, to which nothing can be connected.
     trio.socket.set_custom_hostname_resolver(Resolver(name=["ff02::1", "127.0.0.1"]))
     async with await connect_udp("name", port) as client:

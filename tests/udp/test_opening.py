@@ -1,4 +1,4 @@
-"""open_udp, open_udp_nowait and the constructor: which address a socket has, and its options."""
+"""open_udp, open_udp_nowait and the constructor: a socket's address, and its options."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_the_port_can_be_chosen(opener: Open, udp: UDPSocket, port: int) -
         assert again.getlocal().port == port
 
 
-def test_it_can_be_opened_before_trio_runs() -> None:
+def test_a_socket_can_be_opened_before_trio_runs() -> None:
     udp = open_udp_nowait(host="127.0.0.1")
 
     async def main() -> None:
@@ -87,7 +87,7 @@ async def test_the_address_of_another_machine_is_an_error(opener: Open) -> None:
         await opener(9, host="192.0.2.99")
 
 
-async def test_a_name_gets_its_first_address_that_is_there() -> None:
+async def test_a_name_resolves_to_its_first_usable_address() -> None:
     resolver = Resolver(name=["2001:db8::1", "127.0.0.1", "127.0.0.2"], away=["192.0.2.99"])
     trio.socket.set_custom_hostname_resolver(resolver)
     async with await open_udp(host="name") as udp:
@@ -110,7 +110,7 @@ def test_open_udp_nowait_takes_no_name() -> None:
 
 @contextmanager
 def no_ipv6(monkeypatch: pytest.MonkeyPatch, way: str) -> Iterator[None]:
-    """Take IPv6 away: from the kernel, from the interfaces, or from Python."""
+    """Simulate a kernel, interfaces or a Python without IPv6."""
     real = socket.socket
 
     def init(self: Any, family: int = -1, *args: Any, **kwargs: Any) -> None:
@@ -134,7 +134,7 @@ def no_ipv6(monkeypatch: pytest.MonkeyPatch, way: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("way", ["kernel", "interfaces", "python"])
-async def test_without_ipv6_it_has_ipv4(
+async def test_without_ipv6_the_socket_uses_ipv4(
     opener: Open, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     with no_ipv6(monkeypatch, way):
@@ -146,7 +146,7 @@ async def test_without_ipv6_it_has_ipv4(
 
 
 @pytest.mark.needs("ip")
-async def test_where_ipv6_is_switched_off_ipv4_works() -> None:
+async def test_ipv4_works_if_ipv6_is_disabled() -> None:
     with new_namespace() as namespace, namespace.entered():
         with open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w") as switch:
             switch.write("1")

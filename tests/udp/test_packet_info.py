@@ -19,7 +19,7 @@ from trisock._udp.packet_info import (
     source_item,
 )
 
-SO_TIMESTAMP = 29  # of Linux; Python has no name for it
+SO_TIMESTAMP = 29  # the value on Linux, for which Python has no name
 
 LO = socket.if_nametoindex("lo")
 
@@ -38,7 +38,10 @@ def ipv4_item(destination: str, local: str = "0.0.0.0", interface: int = 0) -> A
     ("item", "host"),
     [
         (ipv4_item("127.0.0.1", "127.0.0.1", LO), "127.0.0.1"),
-        (ipv4_item("224.0.0.251", "192.0.2.1", LO), "224.0.0.251"),  # the header's, not the local
+        (
+            ipv4_item("224.0.0.251", "192.0.2.1", LO),
+            "224.0.0.251",
+        ),  # the address in the header, not the local one
         (ipv6_item("::1", LO), "::1"),
         (ipv6_item("2001:db8::1", LO), "2001:db8::1"),
         (ipv6_item("fe80::1", LO), "fe80::1%lo"),

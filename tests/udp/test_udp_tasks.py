@@ -1,4 +1,4 @@
-"""One task receives, and any number of tasks send: conflicts, checkpoints and lost time."""
+"""One task receives, and any number of tasks send: conflicts, checkpoints and timeouts."""
 
 from __future__ import annotations
 
@@ -92,14 +92,12 @@ async def test_a_send_that_waits_ends_with_the_socket(client: UDPSocket) -> None
 
 
 def context_of(error: BaseException) -> list[type[BaseException]]:
-    """Return the classes of the exceptions that a traceback shows before this one."""
+    """Return the classes of the exceptions that a traceback shows before this exception."""
     context = error.__context__
     return [] if context is None else [type(context), *context_of(context)]
 
 
-async def test_an_error_of_a_call_that_has_waited_does_not_show_the_eagain(
-    udp: UDPSocket, port: int
-) -> None:
+async def test_an_error_after_a_wait_does_not_show_eagain(udp: UDPSocket, port: int) -> None:
     with full_buffer(1, then=errno.ENETDOWN), pytest.raises(OSError, match="Network") as caught:
         await udp.send(b"x", ("127.0.0.1", port))
     assert BlockingIOError not in context_of(caught.value)
@@ -145,15 +143,15 @@ async def test_at_least_one_of_sixteen_calls_in_turn_is_a_schedule_point(udp: UD
 @pytest.mark.parametrize(
     ("address", "source"),
     [
-        (("127.0.0.1", 0), None),  # the kernel refuses it
-        (("fe80::1%absent", 9), None),  # we refuse it
+        (("127.0.0.1", 0), None),  # The kernel refuses the port.
+        (("fe80::1%absent", 9), None),  # trisock refuses the zone.
         (("127.0.0.1", 9), "fe80::1%absent"),
     ],
 )
-async def test_at_least_one_of_sixteen_sends_that_fail_is_a_schedule_point(
+async def test_at_least_one_of_sixteen_failed_sends_is_a_schedule_point(
     udp: UDPSocket, port: int, address: tuple[str, int], source: str | None
 ) -> None:
-    """A loop that tries again and again must neither starve others nor survive its cancellation."""
+    """A retry loop must neither starve other tasks nor ignore its cancellation."""
 
     async def send() -> None:
         where = Address(*address)
@@ -254,7 +252,7 @@ async def test_a_cancelled_call_does_nothing(
 
 
 async def test_a_timeout_loses_no_datagram(udp: UDPSocket, client: UDPSocket) -> None:
-    """Whatever comes first, the datagram or the timeout, each datagram is returned once."""
+    """Each datagram is returned once, whether the datagram or the timeout comes first."""
     got = []
     for number in range(200):
         with trio.CancelScope() as scope:
@@ -275,11 +273,11 @@ async def test_a_timeout_loses_no_datagram(udp: UDPSocket, client: UDPSocket) ->
     assert [int.from_bytes(data, "big") for data in got] == list(range(200))
 
 
-async def test_a_datagram_that_another_process_takes_is_waited_for_again(
+async def test_recv_waits_again_if_another_process_takes_the_datagram(
     udp: UDPSocket, port: int, raw: socket.socket
 ) -> None:
     class Thief(trio.abc.Instrument):
-        """Takes the datagram after Trio has seen it, as a forked child may do."""
+        """Receives the datagram after Trio has woken the reader, as a forked child may do."""
 
         taken = b""
 

@@ -13,7 +13,7 @@ import pytest
 
 SENDER = ("192.0.2.1", 9)
 
-# ICMP errors of an earlier send.
+# The errors with which Windows reports ICMP for an earlier send.
 icmp_errors = pytest.mark.parametrize("number", [errno.ECONNRESET, errno.ENETRESET])
 
 
@@ -52,15 +52,13 @@ def test_a_datagram_is_truncated(windows: ModuleType) -> None:
 
 
 @icmp_errors
-def test_icmp_does_not_reach_a_socket_that_sends_to_anyone(
-    windows: ModuleType, number: int
-) -> None:
+def test_icmp_errors_do_not_reach_a_socket_without_a_peer(windows: ModuleType, number: int) -> None:
     receive = windows.receiver(FakeSocket(number, number), False)
     assert receive(5, 256)[0] == b"hello"
 
 
 @icmp_errors
-def test_icmp_reaches_a_socket_with_one_peer(windows: ModuleType, number: int) -> None:
+def test_icmp_errors_reach_a_socket_with_one_peer(windows: ModuleType, number: int) -> None:
     receive = windows.receiver(FakeSocket(number), True)
     with pytest.raises(OSError, match="refused"):
         receive(5, 256)

@@ -404,7 +404,7 @@ def push_pieces_of_a_line(count: int) -> None:
 def serve(count: int) -> None:
     """Take messages while more messages arrive.
 
-    A message consists of a line, which contains the body's length, and the body.
+    A message is a line with the body's length, followed by the body.
     """
     buffer = ReceiveBuffer()
     message = b"10\r\n0123456789"

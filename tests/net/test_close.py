@@ -432,7 +432,7 @@ async def test_a_read_notices_a_closed_stream_although_it_waits_first(a: Socket)
     for _ in range(5):  # after four EAGAINs, a read waits before its system call
         await cancel_when_blocked(a.recv)
     a.stream.socket.close()
-    for _ in range(20):  # after 15 reads that waited first, a read makes its system call first
+    for _ in range(20):  # after 15 such reads, a read makes its system call first
         await assert_closed(a.recv)
 
 

@@ -91,7 +91,7 @@ async def test_connect_raises_an_oserror_that_lists_different_errors(free_port: 
 
 
 async def test_connect_lists_three_different_errors_and_counts_the_others() -> None:
-    # Each loopback address is refused with a text of its own.
+    # The refusal of each loopback address has a different message.
     many = [f"127.0.0.{number}" for number in range(1, 6)]
     trio.socket.set_custom_hostname_resolver(Resolver(**{"many.example": [*many, "::1"]}))
     with pytest.raises(OSError, match=r"^[^;]+; [^;]+; [^;]+; and 3 more$"):

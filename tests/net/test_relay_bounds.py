@@ -113,7 +113,7 @@ async def test_a_connection_breaks_if_its_peer_reads_nothing(
 
 
 @pytest.mark.parametrize("layers", [("plain", "plain"), ("tls", "tls")], ids="-".join)
-async def test_a_stalled_peer_has_a_limit_once_the_source_ended(
+async def test_a_stalled_peer_has_a_limit_after_the_sources_eof(
     layers: tuple[str, str], jumping_clock: trio.testing.MockClock
 ) -> None:
     """The peer that sent EOF may be gone, so the default limit applies."""

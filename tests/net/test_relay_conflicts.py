@@ -120,7 +120,7 @@ async def test_a_broadcast_skips_relayed_connections_without_waiting(timeout: fl
         relayed.abort()
 
 
-async def test_a_broadcast_skips_a_relay_that_begins_during_its_wait() -> None:
+async def test_a_waiting_broadcast_skips_a_relay_that_begins_meanwhile() -> None:
     b, y = await socket_pair()
     sending = trio.Event()
 
@@ -220,7 +220,7 @@ async def abort(sock: Socket) -> None:
 @pytest.mark.parametrize("state", ["idle", "blocked"])
 @pytest.mark.parametrize("end_it", [abort, Socket.close], ids=["abort", "close"])
 @pytest.mark.parametrize("closed", ["a", "b"])
-async def test_closing_one_socket_aborts_the_other_one(
+async def test_closing_one_socket_aborts_the_other_socket(
     closed: str,
     end_it: Callable[[Socket], Awaitable[None]],
     state: str,
@@ -243,7 +243,7 @@ async def test_closing_one_socket_aborts_the_other_one(
 
 
 @pytest.mark.parametrize("closed", ["a", "b"])
-async def test_relay_of_a_closed_socket_aborts_the_other_one(closed: str) -> None:
+async def test_relay_of_a_closed_socket_aborts_the_other_socket(closed: str) -> None:
     (x, a), (b, y) = await socket_pair(), await socket_pair()
     ours, other, peer = (a, b, y) if closed == "a" else (b, a, x)
     async with closing(x, a, b, y):
@@ -255,7 +255,7 @@ async def test_relay_of_a_closed_socket_aborts_the_other_one(closed: str) -> Non
         await assert_reset(peer)
 
 
-async def test_relay_of_a_socket_that_is_closing_aborts_the_other_one() -> None:
+async def test_relay_of_a_closing_socket_aborts_the_other_socket() -> None:
     """The task that reads from the socket has not yet noticed that the socket is closed."""
     (x, a), (b, y) = await socket_pair(), await socket_pair()
 

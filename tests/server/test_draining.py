@@ -262,7 +262,7 @@ async def test_without_descriptors_the_backlog_is_served_later(
     assert tries >= 15
 
 
-async def test_a_drained_socket_does_not_wait_for_another_one() -> None:
+async def test_a_drained_socket_does_not_wait_for_another_socket() -> None:
     """While the socket is open, a client could connect, and no server would accept it."""
     may_end = trio.Event()
 
@@ -303,7 +303,7 @@ async def test_a_stop_without_grace_ends_a_drain(
 # ---- reuse_port ----
 
 
-async def test_a_stop_serves_its_own_clients_of_a_reused_port(
+async def test_a_stop_on_a_reused_port_serves_its_own_clients(
     prepare: Callable[[Listener], None],
 ) -> None:
     """The kernel has distributed the clients: those in the first server's backlog stay there."""

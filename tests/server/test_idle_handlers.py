@@ -254,7 +254,7 @@ async def test_a_read_outside_a_block_may_use_the_grace() -> None:
 
 @pytest.mark.parametrize("own_block", [False, True])
 @pytest.mark.parametrize("tls", [False, True])
-async def test_another_tasks_block_limits_a_read_only_while_it_lasts(
+async def test_another_tasks_block_limits_reads_only_until_its_end(
     tls: bool, own_block: bool, jumping_clock: trio.testing.MockClock, authority: Authority
 ) -> None:
     async def handler(sock: Socket) -> None:

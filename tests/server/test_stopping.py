@@ -259,7 +259,7 @@ async def test_other_holders_of_a_shared_socket_get_its_clients(
             await server.wait_closed()
         assert server.stats().accepted == 0
         clients = [early]
-        if server.port:  # but the path of a Unix socket is removed
+        if server.port:  # a Unix socket has no port, and its path is removed
             clients.append(await connect_to(server))
         async with bound(echo, Listener([other])), closing(*clients):
             for client in clients:

@@ -41,7 +41,7 @@ class Behind:
 
 
 async def refused(server: trisock.Server, *chunks: bytes) -> None:
-    """Send the start of a connection in pieces, and wait until it is reset."""
+    """Send the first bytes of a connection in pieces, and wait for the reset."""
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.setblocking(False)
         for chunk in chunks:

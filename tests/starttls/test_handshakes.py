@@ -113,7 +113,7 @@ async def test_a_common_name_is_no_host_name(names: tuple[str, ...]) -> None:
     assert str(error).endswith("(the name must be in its subjectAltName)")
 
 
-async def test_a_context_of_your_own_may_accept_a_common_name(a: Socket, b: Socket) -> None:
+async def test_a_custom_ssl_context_may_accept_a_common_name(a: Socket, b: Socket) -> None:
     authority = CertificateAuthority("root")
     context = ssl.create_default_context(cadata=authority.pem.decode())
     async with trio.open_nursery() as nursery:

@@ -142,7 +142,7 @@ def test_an_extension_that_occurs_twice_is_refused() -> None:
     assert ClientHelloReader().feed(hello_with_extensions(ticket * 2)) is NOT_A_CLIENT_HELLO
 
 
-def test_bytes_behind_the_extensions_are_refused() -> None:
+def test_bytes_after_the_extensions_are_refused() -> None:
     hello = hello_with(b"") + b"\0"
     longer = hello[:1] + (len(hello) - 4).to_bytes(3, "big") + hello[4:]
     assert ClientHelloReader().feed(in_records(longer, 16384)) is NOT_A_CLIENT_HELLO

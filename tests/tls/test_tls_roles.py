@@ -68,7 +68,7 @@ def test_roles_check_their_options(authority: Authority) -> None:
 @pytest.mark.parametrize(
     ("content", "words"), [("x", "is not PEM: "), ("-----BEGIN X\n", "holds no PEM certificate ")]
 )
-def test_a_bad_file_of_authorities_is_named(
+def test_an_error_names_a_bad_file_of_authorities(
     content: str, words: str, authority: Authority, tmp_path: Path
 ) -> None:
     path = tmp_path / "ca.pem"

@@ -62,7 +62,7 @@ async def test_each_host_sees_the_other(
 async def test_an_answer_comes_from_the_second_address(
     hosts: tuple[Namespace, Namespace], left: UDPSocket, right: UDPSocket
 ) -> None:
-    """A socket on all addresses would answer from the first address of the interface."""
+    """A socket bound to all addresses would answer from the first address of the interface."""
     hosts[1].ip("address add 10.0.0.9/24 dev right")
     hosts[1].add_ipv6("fd00::9", "right")
     hosts[1].add_ipv6("fe80::9", "right")

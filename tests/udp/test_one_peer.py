@@ -82,7 +82,7 @@ async def test_an_address_must_be_the_peers_address(client: UDPSocket, udp: UDPS
         await client.send(b"x", "127.0.0.1")  # type: ignore[arg-type]
 
 
-async def test_a_closed_port_is_the_error_of_the_next_recv(host: str) -> None:
+async def test_the_next_recv_raises_the_error_of_a_closed_port(host: str) -> None:
     port = await closed_port(host)
     async with await connect_udp(host, port) as client:
         await client.send(b"anyone?")
@@ -92,7 +92,7 @@ async def test_a_closed_port_is_the_error_of_the_next_recv(host: str) -> None:
         assert str(caught.value) == f"[Errno 111] cannot receive from {where}: Connection refused"
 
 
-async def test_a_closed_port_is_the_error_of_the_next_send(host: str) -> None:
+async def test_the_next_send_raises_the_error_of_a_closed_port(host: str) -> None:
     port = await closed_port(host)
     async with await connect_udp(host, port) as client:
         await client.send(b"anyone?")
@@ -106,7 +106,7 @@ async def test_a_closed_port_is_the_error_of_the_next_send(host: str) -> None:
             assert peer.recv(100) == b"now you are there"
 
 
-async def test_a_closed_port_ends_a_recv_that_waits(host: str) -> None:
+async def test_an_icmp_error_ends_a_waiting_recv(host: str) -> None:
     async with await connect_udp(host, await closed_port(host)) as client:
         async with trio.open_nursery() as nursery:
 
@@ -119,7 +119,7 @@ async def test_a_closed_port_ends_a_recv_that_waits(host: str) -> None:
             await client.send(b"anyone?")
 
 
-async def test_an_icmp_error_leaves_the_loop_and_the_socket_stays_usable(host: str) -> None:
+async def test_an_icmp_error_ends_the_loop_but_not_the_socket(host: str) -> None:
     port = await closed_port(host)
     async with await connect_udp(host, port) as client:
         await client.send(b"anyone?")

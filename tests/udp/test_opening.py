@@ -236,7 +236,7 @@ async def test_wrong_arguments(opener: Open, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("of", ["socket", "trio.socket"])
-async def test_a_bound_socket_is_taken_over(of: str) -> None:
+async def test_a_bound_socket_can_be_adopted(of: str) -> None:
     raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     raw.bind(("0.0.0.0", 0))
     async with UDPSocket(trio.socket.from_stdlib_socket(raw) if of != "socket" else raw) as udp:

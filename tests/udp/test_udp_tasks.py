@@ -36,7 +36,7 @@ async def test_a_second_receiver_gets_busyresourceerror(
     assert (await udp.recv()).data == b"y"
 
 
-async def test_a_receiver_at_its_schedule_point_keeps_others_out(
+async def test_a_receiver_at_its_schedule_point_excludes_other_receivers(
     udp: UDPSocket, client: UDPSocket
 ) -> None:
     await client.send(b"first")

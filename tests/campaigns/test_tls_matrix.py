@@ -347,6 +347,9 @@ async def test_a_server_refuses_weak_ciphers(ciphers: str, authorities: Authorit
 
 @pytest.mark.parametrize("ciphers", WEAK)
 async def test_a_client_refuses_weak_ciphers(ciphers: str, authorities: Authorities) -> None:
+    offered = {cipher["kea"] for cipher in ssl.create_default_context().get_ciphers()}
+    if ciphers == "kRSA" and "kx-rsa" in offered:
+        pytest.skip("this build of Python offers the key exchange RSA")
     context = limited_to(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ciphers)
     for kind in ("RSA 2048", "P-256"):
         authorities.server("example.org", kind).load_into(context)

@@ -96,7 +96,7 @@ async def test_closing_with_unread_tls_tickets_loses_no_sent_data(times: int) ->
                 await server.close()
 
 
-async def test_a_byte_arriving_during_close_destroys_no_unacknowledged_data(
+async def test_data_in_flight_survives_a_byte_that_arrives_during_close(
     sock: Socket, raw: socket.socket
 ) -> None:
     sent = 0

@@ -262,6 +262,24 @@ async def test_hasconnection_takes_no_connection_from_a_waiting_accept() -> None
                 assert len(got) == 1
 
 
+async def test_hasconnection_promises_no_connection_that_another_task_accepts() -> None:
+    async with await trisock.listen(0) as listener:
+        client = await trisock.connect("localhost", listener.port)
+        while not listener.hasconnection():
+            await trio.lowlevel.checkpoint()
+        found: list[bool] = []
+
+        async def look() -> None:
+            found.append(listener.hasconnection())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            sock = await listener.accept()  # its checkpoint lets ``look`` run
+        assert found == [False]
+        sock.abort()
+        client.abort()
+
+
 async def test_closing_a_listener_resets_a_connection_found_by_hasconnection() -> None:
     async with await trisock.listen(0) as listener:
         client = await trisock.connect("localhost", listener.port)

@@ -185,7 +185,7 @@ async def test_endless_key_updates_break_a_connection_that_cannot_respond(
 async def test_a_reader_leaves_the_send_queue_to_a_waiting_sender(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the reader flushed the queue itself, each read would have to open a nursery."""
+    """If the reader flushed the queue itself, each read would open a nursery, which is slow."""
 
     async def unexpected(self: _tls_stream.TLSStream) -> bool:
         raise AssertionError("the reader flushes the sender's queue")

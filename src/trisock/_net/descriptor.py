@@ -135,8 +135,8 @@ class Descriptor:
     def caused(self, exc: BaseException) -> bool:
         """Return whether this connection caused the error.
 
-        Either ``remember_failure`` was called with this same exception, or a STARTTLS negotiation
-        on this connection has raised it.
+        True if ``remember_failure`` was called with this very exception, or if a STARTTLS
+        negotiation on this connection raised it.
         """
         if type(exc) is StartTLSError:
             return is_peer_to_blame(exc, self._socket)

@@ -477,7 +477,7 @@ class TLSStream:
             return False
         if final_bytes := self.final_bytes():
             engine.put_back(final_bytes)
-            # If this fails, the peer no longer reads.
+            # A failure here means that the peer no longer reads.
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 if not self._send_nowait(FINAL_SEND_FLAGS):
                     return False

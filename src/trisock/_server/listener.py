@@ -309,7 +309,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
         """
         listening = self._listening
         listening.check_open()
-        return listening.has_ahead() if self._accepting.in_use else listening.accept_ahead()
+        return not self._accepting.in_use and listening.accept_ahead()
 
     def __aiter__(self) -> Listener:
         """Iterate over connections: ``async for sock in listener``. ``close`` ends the loop."""
@@ -337,7 +337,7 @@ class Listener(NotCopyable, trio.abc.Listener[Socket]):
     def abort(self) -> None:
         """Stop listening immediately: the same as ``close``, but synchronous.
 
-        This may also be called outside Trio or from a finaliser, unless a task is accepting. In a
+        While no task is accepting, this may also be called outside Trio or from a finaliser. In a
         forked child, it leaves the path and the parent's sockets alone. To stop the listener of a
         ``Server``, call ``Server.stop``.
         """

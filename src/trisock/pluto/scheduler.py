@@ -47,9 +47,8 @@ class coroutine:  # noqa: N801 (Pluto's name)
         """End the coroutine. Synchronous.
 
         If the function is running, it is cancelled at its next checkpoint. If it has not started,
-        it never starts. This can be called inside Trio, outside Trio, and in any thread. In another
-        thread than the scheduler's, it returns before the function has ended. Source: Lua's
-        ``coroutine.close``.
+        it never starts. This can be called inside Trio, outside Trio, and in any thread. It never
+        waits for the function to end. Source: Lua's ``coroutine.close``.
         """
         self._closed = True
         run = self._run

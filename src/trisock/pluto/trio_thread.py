@@ -81,8 +81,9 @@ class _Thread:
         self._waker: socket.socket | None = None
         self._waking: dict[object, bool] = {}
         self._running: set[Call[Any]] = set()
-        # Abandoned calls that have not ended yet, and items that wait until all of them have ended.
+        # Cancelled calls that have not ended yet.
         self._cancelled: set[Call[Any]] = set()
+        # Items that wait until all cancelled calls have ended.
         self._deferred: collections.deque[Item] = collections.deque()
         self._stopping = False
 

@@ -22,7 +22,7 @@ FLOORS = [
     {"_guard", "_arguments"},
     {"_address", "_errors"},
     {"_tls"},
-    {"starttls"},  # below the Socket: it calls the public methods of the one it is given
+    {"starttls"},  # below the Socket: only calls public methods of the Socket it gets
     {"_net"},
     {"_udp"},
     {"_server"},
@@ -32,7 +32,7 @@ FLOORS = [
     {"__main__"},  # runs the command
 ]
 
-# What the faces may import: the public names, and a public module.
+# The faces may import only PUBLIC: the public names, and a public module.
 FACES = FLOORS[-2]
 PUBLIC = {"", "starttls"}
 

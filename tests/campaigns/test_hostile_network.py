@@ -240,7 +240,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def is_usual(plan: Plan) -> bool:
-    """Return whether a normal run tries this plan: TLS 1.2 only without STARTTLS."""
+    """Return whether a normal run tries this plan: with TLS 1.2, only plans without STARTTLS."""
     return plan.version != "TLSv1.2" or plan.mode == Mode.TLS or "HOSTILE_SEED" in os.environ
 
 

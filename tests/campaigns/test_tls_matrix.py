@@ -367,7 +367,7 @@ async def test_a_client_refuses_weak_ciphers(ciphers: str, authorities: Authorit
         ("sslv3 alert bad certificate", "SSLV3_ALERT_BAD_CERTIFICATE", "bad certificate"),
     ],
 )
-def test_the_error_contains_the_alert_known_to_python_or_not(
+def test_the_error_contains_each_alert_known_to_python_or_not(
     text: str, reason: str | None, alert: str
 ) -> None:
     error = ssl.SSLError(1, f"[SSL] {text} (_ssl.c:1006)")

@@ -191,7 +191,7 @@ def test_ctrl_c_while_it_parses_gives_no_traceback(
 
 
 def test_an_ignored_interrupt_stays_ignored(servers: Servers, command: Command) -> None:
-    """A shell without job control starts its background jobs like this."""
+    """A shell without job control starts background jobs with SIGINT ignored."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert command("check", "--ca", servers.ca, servers.good).status == 0
@@ -200,14 +200,14 @@ def test_an_ignored_interrupt_stays_ignored(servers: Servers, command: Command) 
         signal.signal(signal.SIGINT, previous)
 
 
-def test_the_handler_of_interrupts_comes_back(servers: Servers, command: Command) -> None:
+def test_the_sigint_handler_is_restored(servers: Servers, command: Command) -> None:
     before = signal.getsignal(signal.SIGINT)
     command("check", "--ca", servers.ca, servers.good)
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_reader_that_leaves_ends_the_checks_without_a_traceback(servers: Servers) -> None:
-    """As ``| head -1`` does."""
+    """The reader exits early, like ``head -1``."""
     urls = [servers.good] * 200
     with subprocess.Popen(
         command_line("check", "--parallel", "1", "--ca", servers.ca, *urls),

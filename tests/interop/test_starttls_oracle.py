@@ -1,6 +1,7 @@
 """Our client and ``openssl s_client`` with the same scripted servers.
 
-Both go on to the TLS handshake, or both stop. ``DIFFERENCES`` lists the exceptions.
+Either both clients start the TLS handshake, or both stop before it. ``DIFFERENCES`` lists the
+exceptions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trisock.testing import Authority, serving
 
 pytestmark = pytest.mark.interop
 
-# Where s_client goes on and our client stops, and what the protocol says.
+# The cases in which s_client starts TLS and our client stops, and why.
 DIFFERENCES: dict[str, dict[str, str]] = {
     "unwelcome": {
         "smtp lmtp": "after 554 the server answers QUIT only (RFC 5321, section 3.1)",
@@ -72,7 +73,7 @@ DIFFERENCES: dict[str, dict[str, str]] = {
 
 
 def difference(protocol: str, behaviour: str) -> str | None:
-    """Return why our client stops, if s_client goes on."""
+    """Return why only our client stops, or ``None`` if both clients must do the same."""
     for protocols, why in DIFFERENCES.get(behaviour, {}).items():
         if protocol in protocols.split():
             return why
@@ -86,7 +87,7 @@ async def goes_on(
     *,
     is_s_client: bool,
 ) -> bool:
-    """Return whether a client begins TLS with the scripted server."""
+    """Return whether a client begins a TLS handshake with the scripted server."""
     received = b""
 
     async def serve(sock: Socket) -> None:

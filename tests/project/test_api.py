@@ -1,4 +1,4 @@
-"""The public API changes only if somebody notices. Each name is stable or provisional."""
+"""The public API does not change by accident. Each name is stable or provisional."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ async def test_reusePort_lets_objects_listen_on_one_port(udp: UDPSockets, calls:
     first.receive()
     port = port_of(first)
     second: Any = udp.new(lambda data, addr: calls("second", data))
-    assert second.listen(port) is None  # both have to ask for it
+    assert second.listen(port) is None  # both objects must call reusePort
     assert second.reusePort(True).listen(port) is second
     second.receive()
     client: Any = udp.new().broadcast()
@@ -124,7 +124,7 @@ async def test_enableIPv_returns_None_for_other_versions_and_on_an_open_object(
     [
         (4, LOCALHOST),
         (6, IPV6_LOCALHOST),
-        (None, IPV6_LOCALHOST),  # the first of the lookup
+        (None, IPV6_LOCALHOST),  # the first address of the lookup
         (5, IPV6_LOCALHOST),
         ("4", IPV6_LOCALHOST),
         (True, IPV6_LOCALHOST),

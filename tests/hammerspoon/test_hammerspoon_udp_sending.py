@@ -82,7 +82,7 @@ async def test_send_passes_the_tag_to_its_callback(
     client.send("x", 7, calls).send("x", calls).send("x", 0, calls)
     client.send("x", None, calls).send("x", fn=calls, tag=9).send("x", tag=calls).send("x", 1)
     assert await calls.take(6) == [(7,), (-1,), (0,), (-1,), (9,), (-1,)]
-    assert await calls.none()  # each is called once
+    assert await calls.none()  # each callback is called once
     await received(there, 15)
 
 
@@ -223,13 +223,13 @@ async def test_a_listening_object_answers_from_its_port(
 
 
 async def test_a_servers_failed_sends_are_logged_at_INFO(udp: UDPSockets, log: Log) -> None:
-    """Anyone can make a server answer to an address that cannot be answered."""
+    """Anyone can make a server send answers to an invalid address."""
     server = udp.server(0)
     for _ in range(100):
         server.send("answer", LOCALHOST, 0)
     for _ in range(10):
         await trio.lowlevel.checkpoint()
-    assert 0 < len(log.records) < 100  # other tasks have their turn
+    assert 0 < len(log.records) < 100  # other tasks run in between
     await until(lambda: len(log.records) == 100)
     assert {each.levelno for each in log.records} == {logging.INFO}
 
@@ -322,7 +322,7 @@ async def test_setTimeout_drops_only_the_send_that_takes_too_long(
     trio.socket.set_custom_hostname_resolver(WaitingResolver())
     port = there.getsockname()[1]
     client = udp.new().setTimeout(5).send("lost", "name", port, 1, calls)
-    client.send("lost", "name", port, 2, calls)  # its time starts when it is the first
+    client.send("lost", "name", port, 2, calls)  # its timeout starts when it is first in the queue
     client.setTimeout(-1).send("next", host, port, 3, calls)
     assert await there.recv(100) == b"next"
     assert 10 <= trio.current_time() < 11

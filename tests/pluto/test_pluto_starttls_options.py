@@ -70,7 +70,7 @@ async def test_starttls_with_alpn_returns_no_protocol_if_none_is_common(
 
 @both_sides
 async def test_starttls_with_alpn_returns_false_on_failure(certs: Certs) -> None:
-    """Not a tuple, which would be true."""
+    """The result is not a tuple, because any tuple with items is true."""
     options = {"alpn": ["h2"]}
     client, _, *results = await upgrade(("localhost", options), (certs, options))
     assert results == [False, False]

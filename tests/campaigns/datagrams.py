@@ -95,7 +95,7 @@ class Result:
     """The outcome of a run.
 
     Attributes:
-      wrong: what went wrong.
+      wrong: a text for each wrong datagram or acknowledgement.
       dropped: how many datagrams the kernel dropped at any of the sockets (SO_RXQ_OVFL).
       memory: how many bytes ``malloc`` has allocated, sampled throughout the run.
     """

@@ -3,8 +3,8 @@
     python tests/campaigns/restarts.py [--quick] [WAY ...]
 
 Clients send requests without pause, and the server restarts meanwhile. ``restart_ways.py`` has the
-ways to restart it. Each way runs in plain text and with TLS, with one request for each connection
-and with persistent connections.
+ways to restart the server. Each way runs in plain text and with TLS, with one request for each
+connection and with persistent connections.
 
 A request is lost if its client sees a reset, a refused connect, or an answer that is cut short. A
 persistent connection may also end cleanly, without a byte of the answer. This is no loss if no

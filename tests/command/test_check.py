@@ -48,7 +48,7 @@ def test_three_servers_give_0_1_and_2(servers: Servers, command: Command) -> Non
     assert "issued by Example CA, not verified" in wrong.out
 
 
-def test_the_worst_result_is_the_exit_status_and_order_is_kept(
+def test_exit_status_is_the_worst_result_and_order_is_kept(
     servers: Servers, command: Command
 ) -> None:
     urls = [servers.wrong, servers.good, servers.soon]
@@ -281,7 +281,7 @@ def saying(greeting: bytes, *replies: bytes) -> LocalServer:
     ],
     ids=["in plain text", "without STARTTLS", "refuses STARTTLS"],
 )
-def test_a_server_that_does_not_start_tls_is_explained_and_its_text_escaped(
+def test_a_server_without_starttls_is_explained_in_escaped_text(
     scheme: str, server: LocalServer, texts: list[str], ca_file: Path, command: Command
 ) -> None:
     with serving(server) as [port]:
@@ -401,7 +401,7 @@ def test_many_names_are_shortened(
     assert "for localhost, 0.example, 1.example and 7 more; " in done.out
 
 
-def test_long_names_are_cut(
+def test_long_names_are_shortened(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
     tls = server_tls(command_ca, "localhost", "a" * 300)
@@ -433,7 +433,7 @@ def test_too_few_descriptors_are_explained(
     assert (done.status, "use a lower --parallel" in done.out) == (2, True)
 
 
-def test_a_programming_error_is_not_taken_for_a_bad_server(
+def test_a_programming_error_is_not_reported_as_a_bad_server(
     ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def wrong(*args: object, **options: object) -> None:

@@ -101,7 +101,7 @@ def test_an_absent_unix_socket_is_explained(connect: Connect, tmp_path: Path) ->
     assert err == f"trisock: cannot connect to {tmp_path}/s: No such file or directory\n"
 
 
-def test_a_proxy_header_comes_first_with_the_connections_addresses(
+def test_a_proxy_header_with_the_connections_addresses_is_sent_first(
     connect: Connect, command_ca: CertificateAuthority, ca_file: Path
 ) -> None:
     tls = server_tls(command_ca)
@@ -215,7 +215,7 @@ async def test_a_slow_output_does_not_count_as_a_silent_peer(
     assert received == bytes(size)
 
 
-def test_the_end_of_the_peer_ends_the_command(
+def test_eof_from_the_peer_ends_the_command(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The input is still open when the peer closes."""
@@ -278,7 +278,7 @@ def test_connect_works_without_an_input_or_an_output(
     assert received == [b""]
 
 
-def test_an_output_whose_reader_has_gone_ends_the_command(
+def test_a_closed_output_pipe_ends_the_command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def handler(sock: Socket) -> None:

@@ -53,7 +53,7 @@ def test_a_server_that_executes_injected_text_is_critical(
     assert result["verified"]
 
 
-def test_a_certificate_that_does_not_verify_does_not_hide_an_injection(
+def test_an_invalid_certificate_does_not_hide_an_injection(
     command_ca: CertificateAuthority, check_injection: CheckInjection
 ) -> None:
     believing = server("imap", Manner.BELIEVES, server_tls(command_ca, "other.example"))
@@ -83,7 +83,7 @@ def test_a_server_that_does_not_answer_inside_tls_is_good(
     assert done.out.endswith("; no injection\n")
 
 
-def test_postgresql_may_complain_inside_tls() -> None:
+def test_an_error_from_postgresql_under_tls_is_no_injection() -> None:
     """PostgreSQL 15 sends this error under TLS, and ends the connection."""
     complaint = b"SFATAL\0VFATAL\0C08P01\0Mreceived unencrypted data after SSL request\0\0"
     is_answered = INJECTED_COMMANDS["postgres"].is_answered

@@ -161,7 +161,7 @@ async def describe(sock: Socket) -> None:
         await sock.send(repr(chunk).encode(), b"\r\n")
 
 
-def test_a_terminal_sends_crlf_and_ctrl_d_ends_it() -> None:
+def test_a_terminal_sends_crlf_and_ends_at_ctrl_d() -> None:
     with serving(LocalServer(describe)) as [port]:
         with on_terminal(*trisock("connect", f"tcp://127.0.0.1:{port}")) as terminal:
             terminal.read_until(r"* ready\x1b[2J")

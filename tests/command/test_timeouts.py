@@ -89,7 +89,7 @@ def unanswered_look_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     over.set()
 
 
-def test_the_look_up_is_named(unanswered_look_up: None) -> None:
+def test_the_error_names_a_slow_lookup(unanswered_look_up: None) -> None:
     assert error_of("imap://mail.example.org") == (
         "no answer within 10 seconds, while looking up the name: check the name, and the resolver "
         "of this machine" + MORE
@@ -97,7 +97,7 @@ def test_the_look_up_is_named(unanswered_look_up: None) -> None:
 
 
 @pytest.mark.parametrize(("host", "idle"), [("localhost", 1), ("127.0.0.1", 0.02)])
-def test_the_connection_is_named(host: str, idle: float) -> None:
+def test_the_error_names_a_slow_connect(host: str, idle: float) -> None:
     """A thread looks up the name, which takes real time."""
     with unreachable_server() as port:
         assert error_of(f"tls://{host}:{port}", idle=idle) == (
@@ -117,7 +117,7 @@ def test_without_a_greeting_the_error_suggests_implicit_tls(scheme: str, implici
 
 
 @pytest.mark.parametrize(("scheme", "words"), [("pop3", [b"+OK ready\r\n"]), ("ldap", [])])
-def test_starttls_is_named(scheme: str, words: list[bytes]) -> None:
+def test_the_error_names_a_slow_starttls(scheme: str, words: list[bytes]) -> None:
     """In LDAP, the client speaks first, so there is no greeting to wait for."""
     assert error_of(f"{scheme}://127.0.0.1:PORT", *words) == (
         "no answer within 10 seconds, while negotiating STARTTLS: check the host and the port"
@@ -128,7 +128,7 @@ def test_starttls_is_named(scheme: str, words: list[bytes]) -> None:
 @pytest.mark.parametrize(
     ("scheme", "words"), [("pop3", [b"+OK ready\r\n", b"+OK go\r\n"]), ("tls", [])]
 )
-def test_the_handshake_is_named(scheme: str, words: list[bytes]) -> None:
+def test_the_error_names_a_slow_handshake(scheme: str, words: list[bytes]) -> None:
     assert error_of(f"{scheme}://127.0.0.1:PORT", *words) == (
         "no answer within 10 seconds, during the TLS handshake: check the host and the port" + MORE
     )
@@ -169,7 +169,7 @@ def test_a_timeout_bounds_the_close_too(
     assert command("check", "--timeout", "2", "--ca", servers.ca, servers.good).status == 0
 
 
-def test_connect_has_a_limit_too(silent_port: int) -> None:
+def test_the_connect_command_has_a_timeout_too(silent_port: int) -> None:
     async def main() -> None:
         target = parse(f"imap://127.0.0.1:{silent_port}")
         ends = Ends(None, None, lambda text: None)

@@ -40,7 +40,7 @@ def test_urls_from_standard_input_replace_the_dash_in_order() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"# nothing\n"])
-def test_no_url_at_all_is_wrong(text: bytes) -> None:
+def test_an_empty_list_of_urls_is_an_error(text: bytes) -> None:
     with pytest.raises(ValueError, match="standard input has no URLs"):
         parsed(text)
 
@@ -83,7 +83,7 @@ def test_a_pipe_of_urls_is_checked(servers: Servers) -> None:
         (None, "'-' means standard input, which is closed"),
     ],
 )
-def test_a_wrong_list_is_wrong_usage(
+def test_an_invalid_list_exits_with_3(
     stdin: object, text: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", stdin)

@@ -96,5 +96,5 @@ def test_a_wrong_url_is_refused_with_advice(url: str, advice: str) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_only_the_schemes_without_tls_do_not_offer_it() -> None:
+def test_every_scheme_except_tcp_uses_tls() -> None:
     assert [name for name, scheme in SCHEMES.items() if not scheme.tls] == ["tcp"]

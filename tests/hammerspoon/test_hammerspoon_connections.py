@@ -325,7 +325,7 @@ async def test_a_server_may_be_disconnected_at_once(
     assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
-async def test_the_end_of_the_block_does_not_cut_off_a_disconnect(
+async def test_the_block_waits_for_a_disconnect_to_finish(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     script = Script().starttls(server_tls).expect(b"bye").expect_eof()  # with close_notify
@@ -339,7 +339,7 @@ async def test_the_end_of_the_block_does_not_cut_off_a_disconnect(
             client.disconnect()
 
 
-async def test_the_end_of_the_block_does_not_cut_off_a_servers_disconnect(
+async def test_the_block_waits_for_a_servers_disconnect_to_finish(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     async with hammerspoon.open_sockets() as hs:

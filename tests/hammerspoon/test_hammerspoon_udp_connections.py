@@ -164,7 +164,7 @@ async def test_connect_drops_a_datagram_that_a_stranger_has_sent(
     assert await calls.none()
 
 
-async def test_connect_after_a_send_that_is_done_is_connected_at_once(
+async def test_connect_after_a_finished_send_is_connected_at_once(
     udp: UDPSockets, there: Any, host: str, calls: Calls
 ) -> None:
     port = there.getsockname()[1]
@@ -244,7 +244,7 @@ async def test_a_connect_that_fails_after_a_send_leaves_the_object_open(
 @pytest.mark.parametrize(
     "arguments", [(LOCALHOST,), (LOCALHOST, "9"), (LOCALHOST, True), (b"x", 9), (9, LOCALHOST)]
 )
-async def test_connect_raises_TypeError_for_other_arguments(
+async def test_connect_raises_TypeError_for_arguments_of_wrong_types(
     udp: UDPSockets, arguments: Any
 ) -> None:
     client = udp.new()
@@ -326,7 +326,7 @@ async def test_listen_on_an_impossible_port_returns_None_and_logs(
 
 
 @pytest.mark.parametrize("port", ["9", None, True, 9.0])
-async def test_listen_raises_TypeError_for_other_ports(udp: UDPSockets, port: Any) -> None:
+async def test_listen_raises_TypeError_for_ports_of_wrong_types(udp: UDPSockets, port: Any) -> None:
     server = udp.new()
     with pytest.raises(TypeError, match="a port must be an int"):
         server.listen(port)

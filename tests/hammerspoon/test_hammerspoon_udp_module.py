@@ -107,7 +107,7 @@ async def test_a_new_udp_object_sends_with_the_modules_timeout(
 
 
 @pytest.mark.parametrize("timeout", ["5", None, float("nan"), True])
-async def test_an_invalid_timeout_of_the_module_is_a_TypeError_in_new(
+async def test_new_raises_TypeError_if_the_modules_timeout_is_invalid(
     udp: UDPSockets, timeout: Any
 ) -> None:
     udp.timeout = timeout

@@ -461,7 +461,7 @@ async def test_datagrams_wait_in_the_kernel_while_there_is_no_callback(
     assert [data[:1] for data in await data_of(calls, 5)] == [b"0", b"1", b"2", b"3", b"4"]  # type: ignore[index]
 
 
-async def test_a_flood_of_datagrams_leaves_other_tasks_their_turn(
+async def test_a_flood_of_datagrams_lets_other_tasks_run(
     listening: UDPSocket, there: Any, host: str, calls: Calls
 ) -> None:
     listening.receive()
@@ -475,7 +475,7 @@ async def test_a_flood_of_datagrams_leaves_other_tasks_their_turn(
     await until(lambda: len(turns) == 100)
 
 
-async def test_an_error_while_receiving_is_logged_and_receiving_goes_on(
+async def test_receiving_continues_after_a_logged_error(
     listening: UDPSocket, say: Say, calls: Calls, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recv, failures = trisock.UDPSocket.recv, iter(range(100))

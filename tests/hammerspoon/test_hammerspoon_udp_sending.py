@@ -107,7 +107,7 @@ async def test_send_passes_the_tag_to_its_callback(
         ((LOCALHOST, 9), {"timeout": 5}),
     ],
 )
-async def test_send_raises_TypeError_for_arguments_of_another_form(
+async def test_send_raises_TypeError_for_wrong_arguments(
     udp: UDPSockets, arguments: Any, named: Any
 ) -> None:
     client = udp.new()
@@ -140,7 +140,7 @@ async def test_send_raises_TypeError_for_a_host_on_a_connected_object(
 
 
 @pytest.mark.parametrize("data", [None, 5, ["x"]])
-async def test_send_raises_TypeError_for_other_data(udp: UDPSockets, data: Any) -> None:
+async def test_send_raises_TypeError_for_data_of_a_wrong_type(udp: UDPSockets, data: Any) -> None:
     client = udp.new()
     with pytest.raises(TypeError, match="data must be bytes or str"):
         client.send(data, LOCALHOST, 9)
@@ -181,7 +181,7 @@ async def test_sends_go_out_in_order(udp: UDPSockets, there: Any, host: str) -> 
         ("x", "", 9, "is not a host name"),
     ],
 )
-async def test_a_send_that_fails_is_logged_and_the_next_goes_out(
+async def test_a_failed_send_is_logged_and_later_sends_succeed(
     udp: UDPSockets, log: Log, calls: Calls, data: str, host: str, port: int, reason: str
 ) -> None:
     class Unknown(Resolver):
@@ -344,7 +344,7 @@ async def test_setTimeout_keeps_the_timeout_of_queued_sends(
     assert await there.recv(100) == b"late"
 
 
-async def test_setTimeout_0_sends_what_need_not_wait(
+async def test_setTimeout_0_allows_sends_that_need_not_wait(
     udp: UDPSockets, host: str, there: Any, calls: Calls, log: Log
 ) -> None:
     trio.socket.set_custom_hostname_resolver(WaitingResolver(name=[host]))

@@ -23,7 +23,7 @@ class Manner(enum.Enum):
 
 @dataclass(frozen=True)
 class Words:
-    """What a server says.
+    """The messages of a server.
 
     ``request`` matches the whole message that asks for TLS. ``bye`` answers the command that
     ends the session, and ``answer`` the injected command. ``before`` has the client's commands

@@ -54,7 +54,7 @@ class Namespace:
     def change(self, arguments: str, question: str, answer: str) -> None:
         """Run ``ip arguments``, then wait until the output of ``ip question`` contains ``answer``.
 
-        The kernel does some of its work later, such as adding the route of a new IPv6 address.
+        The kernel makes some changes only later, such as the route of a new IPv6 address.
         """
         with (
             self.entered(),

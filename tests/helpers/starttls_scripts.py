@@ -1,6 +1,6 @@
 """Scripted servers of each STARTTLS protocol, which behave well, or badly in one way.
 
-``openssl s_client`` and our client use different words, so a script expects a pattern.
+``openssl s_client`` and our client send different commands, so a script expects patterns.
 """
 
 from __future__ import annotations

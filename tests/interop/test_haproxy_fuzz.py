@@ -63,7 +63,7 @@ async def ask_haproxy(port: int, headers: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("count", [700, pytest.param(14_000, marks=pytest.mark.interop)])
-async def test_what_haproxy_refuses_is_refused_and_reaches_no_handler(
+async def test_headers_that_haproxy_refuses_reach_no_handler(
     count: int, times: int, tmp_path: Path
 ) -> None:
     seed = 1 if times == 1 else secrets.randbits(64)

@@ -114,9 +114,7 @@ async def test_a_client_of_a_group_receives_from_anybody() -> None:
         pytest.param("0.0.0.0", "127.0.0.1", marks=only_linux),
     ],
 )
-async def test_a_client_receives_from_a_peer_that_is_written_in_another_way(
-    written: str, host: str
-) -> None:
+async def test_a_client_recognizes_its_peer_in_any_notation(written: str, host: str) -> None:
     with raw_socket(host) as raw:
         s = await got(socket.connect(written, raw.getsockname()[1], "udp"))
         assert await got(s.send(b"ping"))

@@ -40,7 +40,7 @@ def provisional(module: str) -> list[str]:
 def test_the_api_has_not_changed_unnoticed() -> None:
     changes = difflib.unified_diff(NOTED.splitlines(), snapshot().splitlines(), lineterm="", n=0)
     text = "\n".join(line for line in changes if re.match(r"[+-](?![+-]{2} )", line))
-    message = f"the public API has changed:\n{text}\nIf that is meant, run: {COMMAND}"
+    message = f"the public API has changed:\n{text}\nIf this is intended, run: {COMMAND}"
     assert not text, message
 
 

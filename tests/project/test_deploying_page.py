@@ -73,7 +73,7 @@ async def ask(sock: trisock.Socket) -> None:
 
 
 @pytest.mark.needs("haproxy")
-async def test_with_two_servers_a_stop_sends_new_clients_to_the_other(tmp_path: Path) -> None:
+async def test_new_clients_go_to_the_second_server_during_a_stop(tmp_path: Path) -> None:
     ports = Ports()
     config = tmp_path / "haproxy.cfg"
     config.write_text(ports.put_into(block("HAProxy", "text")))

@@ -122,7 +122,7 @@ async def test_the_first_program_of_a_page_serves(page: str, free_port: int) -> 
         assert await ask(free_port, b"a", b"b") == [b"you said a", b"you said b"]
 
 
-async def test_a_chat_reaches_all_and_waits_for_nobody(free_port: int) -> None:
+async def test_a_chat_reaches_all_clients_and_drops_a_slow_client(free_port: int) -> None:
     chat = snippets("docs/writers.md")[2]
     command = program(chat, ("7777", str(free_port)), ("](1000)", "](3)"))
     async with serving_program(command):

@@ -1,4 +1,4 @@
-"""The reference has each public name, with an example that runs and what a cancellation leaves."""
+"""The reference has each public name, its example runs, and it says what a cancellation leaves."""
 
 from __future__ import annotations
 

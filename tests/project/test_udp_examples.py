@@ -297,7 +297,7 @@ async def test_two_listeners_share_the_port(listener: Running) -> None:
         await second.stop()
 
 
-async def test_a_missing_interface_is_one_line_on_stderr() -> None:
+async def test_a_missing_interface_is_reported_in_one_line() -> None:
     done = await run(*command("mdns_listener", "--port", "0", "--interface", "absent"))
     assert done.returncode == 1
     assert done.stderr.decode().splitlines() == [

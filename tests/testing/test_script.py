@@ -370,7 +370,7 @@ async def test_a_failed_script_fails_the_test_that_serves_it() -> None:
             await (await s.connect()).send(b"x")
 
 
-async def test_a_cancelled_script_says_where_it_was(
+async def test_a_cancelled_script_names_its_step(
     a: Socket, b: Socket, caplog: pytest.LogCaptureFixture
 ) -> None:
     await a.send(b"25")

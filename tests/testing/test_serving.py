@@ -65,7 +65,7 @@ async def test_connect_returns_when_the_server_is_full() -> None:
         assert [sock.getpeer() for sock in s.server.connections] == [second.getlocal()]
 
 
-async def test_connect_returns_while_another_task_never_waits(autojump_clock: object) -> None:
+async def test_connect_returns_while_another_task_never_blocks(autojump_clock: object) -> None:
     async def spin() -> None:
         while True:
             await trio.lowlevel.checkpoint()

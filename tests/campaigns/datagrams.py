@@ -39,7 +39,8 @@ _PATIENCE = 20  # seconds that a sender waits for an acknowledgement
 _ACK = struct.Struct("!Q")
 _SAMPLES = 20
 
-# What the kernel may charge for 64 datagrams. By default, Linux allows a buffer of 425,984 bytes.
+# The most that the kernel may charge for 64 datagrams, in bytes. By default, Linux allows a buffer
+# of 425,984 bytes.
 _BATCH_ROOM = 400_000
 
 # Every payload is a part of this block.
@@ -67,7 +68,7 @@ def payload(flow: int, number: int, size: int) -> bytes:
 
 
 def charge(size: int) -> int:
-    """Return more bytes than the kernel charges to the buffer for a datagram (sk_buff.truesize)."""
+    """Return an upper bound, in bytes, of what the kernel charges for a datagram (truesize)."""
     return 2 * size + 1024 if size <= 9216 else size + 8192
 
 

@@ -186,7 +186,7 @@ class Environment(logging.Handler):
         self.failed_handshakes[conversation.server] += side.failed_handshakes
         lost = (trio.BrokenResourceError, IncompleteReadError)
         if failure is not None and all(isinstance(each, lost) for each in leaves_of(failure)):
-            # A server does not count an end between two messages.
+            # A server does not count EOF between two messages as a lost connection.
             if not all(getattr(each, "at_boundary", False) for each in leaves_of(failure)):
                 self.lost[conversation.server] += 1
             raise failure

@@ -186,7 +186,7 @@ class HostilePeer:
 
 
 def check_plain_text(protocol: str, heard: bytes, conversation: Conversation) -> None:
-    """Check that a client sent the start of a good conversation, or all of it and TLS records."""
+    """Check that a client sent the start of a good conversation, or a whole one and TLS records."""
     expected = said_by_us(conversation)
     if pattern := REACTIONS.get(protocol):
         heard, expected = pattern.sub(b"", heard), pattern.sub(b"", expected)

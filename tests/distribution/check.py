@@ -4,8 +4,8 @@
 
 ``nox -s build`` makes the two files and calls this with each installed Python. The wheel is
 installed in a fresh environment on each Python, without an extra and with each extra, and
-``installed.py`` runs in each environment. The sdist is unpacked. On the last Python, all of its
-tests are collected and some of them run, with the wheel.
+``installed.py`` runs in each environment. The sdist is unpacked. On the last Python, all tests of
+the sdist are collected and some of them run, with the wheel.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def download(wheel: Path, python: str, folder: Path) -> None:
 
 
 def check_installed(wheel: Path, python: str, extra: str, folder: Path) -> str:
-    """The wheel works with this extra, and names the missing packages of each other extra."""
+    """The wheel works with this extra, and its errors name the extras that are missing."""
     environment = new_environment(python, folder / f"{python}-{extra}")
     install(environment, f"{wheel}[{extra}]" if extra else str(wheel), folder)
     run([str(environment), "-I", str(INSTALLED), extra], folder)

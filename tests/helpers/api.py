@@ -31,7 +31,7 @@ PUBLIC_MODULES = [
     "trisock.gunicorn",
 ]
 
-# Programs get these objects from trisock and never construct one. So the constructors of these
+# Programs get these objects from trisock and never construct them. So the constructors of these
 # classes are not public.
 NOT_CONSTRUCTED = {
     "trisock.Frames",

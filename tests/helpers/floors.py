@@ -27,9 +27,9 @@ FLOORS = [
     {"_udp"},
     {"_server"},
     {"_connect"},
-    {""},  # the public names
-    {"pluto", "hammerspoon", "testing", "gunicorn", "_command"},  # these use the public names
-    {"__main__"},  # runs the command
+    {""},  # The public names.
+    {"pluto", "hammerspoon", "testing", "gunicorn", "_command"},  # These use the public names.
+    {"__main__"},  # Runs the command.
 ]
 
 # The faces may import only PUBLIC: the public names, and a public module.

@@ -1,4 +1,4 @@
-"""Handlers, servers whose handlers may fail, clients, broadcasts, and a filter for log records."""
+"""Handlers, clients, broadcasts, servers whose handlers may fail, and a filter for log records."""
 
 from __future__ import annotations
 

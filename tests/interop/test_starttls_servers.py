@@ -54,7 +54,7 @@ class Service:
       server: the fixture that starts the server.
       session: a function that logs in, or sends another command that needs TLS.
       greeting: a part of the server's greeting.
-      port: the port's name, if it is not the protocol's.
+      port: the port's name, if it differs from ``protocol``.
     """
 
     protocol: str
@@ -96,7 +96,7 @@ class WithoutTLS:
       protocol: the name of the protocol.
       server: the fixture that starts the server.
       offered: the expected ``StartTLSError.offered``.
-      port: the port's name, if it is not the protocol's.
+      port: the port's name, if it differs from ``protocol``.
       local_address: the client's address.
       timeout: how long to wait for an answer, in seconds.
     """

@@ -182,8 +182,8 @@ async def test_a_cancelled_send_of_early_data_closes_the_socket(
 
 def offered_suites(hello: bytes) -> list[int]:
     """Return the cipher suites in a ClientHello."""
-    at = 5 + 4 + 2 + 32  # the headers of record and message, the version, the random
-    at += 1 + hello[at]  # the session id
+    at = 5 + 4 + 2 + 32  # Skip the headers of record and message, version, and random.
+    at += 1 + hello[at]  # Skip the session ID.
     size = int.from_bytes(hello[at : at + 2], "big")
     suites = hello[at + 2 : at + 2 + size]
     return [int.from_bytes(suites[i : i + 2], "big") for i in range(0, size, 2)]

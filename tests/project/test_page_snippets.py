@@ -130,8 +130,8 @@ async def test_a_chat_reaches_all_clients_and_drops_a_slow_client(free_port: int
             await silent.send(b"hello\n")
             assert await talks.recv_line() == b"hello"
             poller = select.poll()
-            poller.register(silent.fileno(), 0)  # reports a reset, and no other event
-            while not poller.poll(0):  # until the server resets the silent client
+            poller.register(silent.fileno(), 0)  # Reports a reset, and no other event.
+            while not poller.poll(0):  # Until the server resets the silent client.
                 await talks.send(b"x" * 500, b"\n")
                 assert await talks.recv_line() == b"x" * 500
 

@@ -322,8 +322,8 @@ async def test_a_session_cannot_outlive_its_client_certificate(
 # Ciphers without encryption, authentication or forward secrecy, and obsolete ciphers.
 # test_tls_scanners.py covers ciphers that OpenSSL has removed, such as RC4.
 WEAK = ["eNULL", "aNULL", "kRSA", "ECDHE+ARIA", "ECDHE+CAMELLIA"]
-# Ciphers with CBC or finite-field Diffie-Hellman. Many servers still accept them, but trisock's
-# servers do not.
+# Ciphers with CBC or finite-field Diffie-Hellman. Many servers still accept these ciphers, but
+# trisock's servers do not.
 OLD = ["ECDHE+SHA1", "ECDHE+SHA256:!AESGCM:!CHACHA20", "DHE"]
 
 NO_SHARED_CIPHER = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")

@@ -134,7 +134,7 @@ def test_ctrl_c_ends_a_check_at_once(scheme: str) -> None:
             assert "Traceback" not in terminal.shown
             assert "\x1b[?25h" in terminal.shown
             assert "interrupted: 0 of 2 checked" in terminal.shown
-            assert "Status" not in terminal.shown  # there is no table if it has no rows
+            assert "Status" not in terminal.shown  # without results, there is no table
 
 
 def test_ctrl_c_shows_the_results_so_far(servers: Servers) -> None:

@@ -2,7 +2,7 @@
 
     python tests/distribution/check.py [PYTHON ...]
 
-``nox -s build`` makes the two files and calls this with each installed Python. The wheel is
+``nox -s build`` makes the two files and runs this program with each installed Python. The wheel is
 installed in a fresh environment on each Python, without an extra and with each extra, and
 ``installed.py`` runs in each environment. The sdist is unpacked. On the last Python, all tests of
 the sdist are collected and some of them run, with the wheel.

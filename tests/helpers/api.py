@@ -4,8 +4,8 @@ After an intended change, regenerate the file::
 
     cd tests; python -m helpers.api
 
-The text comes from the source. So it is the same on every Python, and has overloads and annotations
-as they are written.
+The text comes from the source. So the text is the same on every Python, and has overloads and
+annotations as written.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import trisock
 SOURCE = Path(trisock.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-# From the bottom up. A module may import only from its own floor and from lower floors.
+# The floors, from the bottom up. A module may import only from its own and from lower floors.
 FLOORS = [
     {"_text", "_not_copyable", "_fork"},
     {"_guard", "_arguments"},

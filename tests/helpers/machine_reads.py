@@ -175,7 +175,7 @@ class Format(abc.ABC):
             assert failure.limit == self.max_bytes
 
     def wanted(self, unread: bytearray) -> int | None:
-        """Return the value that an IncompleteReadError must have in ``expected``."""
+        """Return the right value for the attribute ``expected`` of an IncompleteReadError."""
         return None
 
 

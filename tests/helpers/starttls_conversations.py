@@ -65,7 +65,7 @@ MYSQL_REQUEST = packet_of(1, struct.pack("<IIB23x", 0x8AA05, 0xFFFFFF, 45))
 
 @dataclass
 class Heard:
-    """What our side must have sent."""
+    """Data that our side must send at this point."""
 
     data: bytes
 

@@ -21,7 +21,7 @@ def names_of(module: str) -> list[str]:
 
 
 def section(module: str) -> str:
-    """Return the part of the page about a module."""
+    """Return the part of docs/stability.md that is about a module."""
     assert f"## `{module}`\n" in PAGE
     return PAGE.split(f"## `{module}`\n")[1].split("\n## ")[0]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import trio
 
-# Cache the tests' bytecode even with PYTHONDONTWRITEBYTECODE: to compile all tests takes 6 s in
-# each worker. The programs that tests start find trisock compiled, too.
+# Cache the tests' bytecode even with PYTHONDONTWRITEBYTECODE: compiling all tests takes 6 s in each
+# worker. The programs that tests start find trisock compiled, too.
 sys.dont_write_bytecode = False
 
 pytest.register_assert_rewrite("helpers")  # makes failed asserts in helpers show values
@@ -60,7 +60,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Make each worker begin with other files, so that each one compiles a part of the tests."""
+    """Start the workers at different files, so that each compiles only some of the tests."""
     report = yield
     if isinstance(collector, pytest.Dir) and report.passed:
         worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -94,7 +94,8 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Debian installs servers in directories that only root has on its PATH.
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
-    # Python's development mode checks each block of memory. That is for extensions in C, and slow.
+    # Python's development mode checks each block of memory. These checks are slow, and only
+    # extensions in C need them.
     os.environ["PYTHONMALLOC"] = "default"
 
 

@@ -39,9 +39,9 @@ T = TypeVar("T")
 LOCALHOST = "127.0.0.1"
 NAME = "example.org"
 
-MORE_THAN_FITS = bytes(10_000_000)  # more than the kernel's buffers hold if the peer does not read
-NARROW = 2  # the max_connections of the narrow server
-HANDSHAKE_TIMEOUT = 5.0  # seconds until a silent peer is dropped
+MORE_THAN_FITS = bytes(10_000_000)  # More than the kernel's buffers hold for an idle peer.
+NARROW = 2  # The max_connections of the narrow server.
+HANDSHAKE_TIMEOUT = 5.0  # Seconds until a silent peer is dropped.
 
 
 class Fault(Exception):

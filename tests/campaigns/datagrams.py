@@ -3,12 +3,13 @@
     python tests/campaigns/datagrams.py [--count COUNT]
 
 Several senders, over IPv4 and IPv6, send datagrams of 0 to 65,507 bytes to one socket. The receiver
-knows what each sender must send next, and to which of its addresses. It acknowledges every 64
-datagrams, from the address that they were sent to. (A sender has one peer, so it hears no other
-address.) A sender waits for the acknowledgement, and all senders together have no more in flight
-than the kernel's buffer can hold. So the kernel must drop nothing.
+knows each sender's next datagram, and the receiver address that this sender uses. After every 64
+datagrams of a sender, the receiver acknowledges them, from the same address. (A sender's socket is
+connected, so it receives from no other address.) A sender waits for the acknowledgement, and all
+senders together have no more in flight than the kernel's buffer can hold. So the kernel must drop
+nothing.
 
-``test_datagram_flow.py`` runs the same in a small size.
+``test_datagram_flow.py`` runs this program with fewer datagrams.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from trisock.pluto.blocking import run_trio  # raises a bare KeyboardInterrupt, 
 LONGEST = 65507
 PER_ACK = 64
 _HOSTS = ("127.0.0.1", "127.0.0.2", "::1", "127.0.0.1")
-_PATIENCE = 20  # seconds until a sender takes its datagrams for lost
+_PATIENCE = 20  # seconds that a sender waits for an acknowledgement
 _ACK = struct.Struct("!Q")
 _SAMPLES = 20
 
-# What the kernel may charge for 64 datagrams. By default, Linux allows a buffer of 425,984 bytes.
+# The most that the kernel may charge for 64 datagrams, in bytes. By default, Linux allows a buffer
+# of 425,984 bytes.
 _BATCH_ROOM = 400_000
 
 # Every payload is a part of this block.
@@ -46,7 +48,7 @@ _BLOCK = random.Random(0).randbytes(2 * 65536)
 
 
 def sizes(flow: int) -> Iterator[int]:
-    """Yield the sizes of a sender's datagrams: mostly small, at least one of 64 at random."""
+    """Yield the sizes of a sender's datagrams: mostly small, but one in 64 may have any size."""
     rng = random.Random(flow)
     ranges = [(0, 0), (1, 512), (513, 1472), (1473, 9216), (0, LONGEST)]
     while True:
@@ -60,13 +62,13 @@ def sizes(flow: int) -> Iterator[int]:
 
 
 def payload(flow: int, number: int, size: int) -> bytes:
-    """Return a datagram of a sender. Others of this size differ (unless they are tiny)."""
+    """Return a datagram of a sender. Two datagrams of one size differ, unless they are tiny."""
     begin = (number * 40503 + flow * 10007) % 65536
     return _BLOCK[begin : begin + size]
 
 
 def charge(size: int) -> int:
-    """Return more bytes than the kernel charges to the buffer for a datagram (sk_buff.truesize)."""
+    """Return an upper bound, in bytes, of what the kernel charges for a datagram (truesize)."""
     return 2 * size + 1024 if size <= 9216 else size + 8192
 
 
@@ -94,9 +96,9 @@ class Result:
     """The outcome of a run.
 
     Attributes:
-      wrong: what went wrong.
+      wrong: a text for each wrong datagram or acknowledgement.
       dropped: how many datagrams the kernel dropped at any of the sockets (SO_RXQ_OVFL).
-      memory: what ``malloc`` has allocated (bytes), after each part of the run.
+      memory: how many bytes ``malloc`` has allocated, sampled throughout the run.
     """
 
     sent: int = 0
@@ -110,7 +112,7 @@ class Result:
 
     @property
     def growth(self) -> int:
-        """Bytes that the second half of the run has added to the memory's maximum."""
+        """How many bytes the maximum of ``memory`` rose from the first half to the second."""
         half = len(self.memory) // 2
         return max(self.memory[half:], default=0) - max(self.memory[1:half], default=0)
 
@@ -125,7 +127,7 @@ class Result:
 
 
 class Receiver:
-    """Receives the datagrams of all senders, and compares them with what they must be."""
+    """Receives the datagrams of all senders, and compares them with the expected ones."""
 
     def __init__(self, udp: trisock.UDPSocket, result: Result, count: int) -> None:
         self._udp = udp
@@ -162,7 +164,7 @@ class Receiver:
 async def send_all(
     client: trisock.UDPSocket, flow: int, count: int, room: Room, result: Result
 ) -> None:
-    """Send the datagrams of one sender, and wait for the acknowledgement of every 64."""
+    """Send the datagrams of one sender, and wait for an acknowledgement after every 64."""
     own_sizes = sizes(flow)
     for begin in range(0, count, PER_ACK):
         batch = [next(own_sizes) for _ in range(PER_ACK)]

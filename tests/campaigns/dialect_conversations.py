@@ -315,7 +315,7 @@ async def hammerspoon_floods(site: Site, rng: random.Random) -> None:
 
 
 async def hammerspoon_datagrams(site: Site, rng: random.Random) -> None:
-    """A server object echoes numbered datagrams. Each side pauses, and reads one or all."""
+    """A server object echoes numbered datagrams. Both sides mix ``receive`` and ``receiveOne``."""
     number = rng.randint(10, 300)
     sent = [b"%d " % each + payload(rng, 1000) for each in range(number)]
     got: list[bytes] = []
@@ -346,7 +346,7 @@ async def hammerspoon_datagrams(site: Site, rng: random.Random) -> None:
             client.send(data) if is_connected else client.send(data, *address)
             rng.choice([server.receive, server.receiveOne])()
             client.receive()
-            while len(got) < count - 10:  # so that the kernel's buffers hold the rest
+            while len(got) < count - 10:  # at most 10 datagrams in flight, so the kernel drops none
                 server.receive()
                 await trio.sleep(0)
         while len(got) < number:

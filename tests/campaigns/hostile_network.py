@@ -308,8 +308,8 @@ class _Direction:
         self.stopped = trio.Event()
         self._silent = False
         self._phase = Phase.CONNECT
-        self._passed = 0  # bytes relayed in this phase
-        self._tiny = 0  # bytes still to send in tiny pieces
+        self._passed = 0  # Bytes relayed in this phase.
+        self._tiny = 0  # Bytes still to send in tiny pieces.
         self._naps = self._flow.naps
         self._target_closed = False
         self._in_one_piece = False  # whether to send the next part without splitting it

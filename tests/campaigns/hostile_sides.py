@@ -17,9 +17,9 @@ from trisock import IncompleteReadError, LimitExceededError, Socket, TLSError
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-PATIENCE = 0.4  # seconds until a side gives up after a fault that may block it forever
-HASTE = 0.4  # seconds until a handshake times out, if only the timeout can end it
-HANG = 40  # seconds until a conversation counts as hung
+PATIENCE = 0.4  # Seconds until a side gives up after a fault that may block it forever.
+HASTE = 0.4  # Seconds until a handshake times out, if only the timeout can end it.
+HANG = 40  # Seconds until a conversation counts as hung.
 
 # TLSError is not listed, because it is a BrokenResourceError.
 DOCUMENTED = (trio.BrokenResourceError, IncompleteReadError, LimitExceededError, OSError)

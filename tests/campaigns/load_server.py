@@ -42,8 +42,8 @@ class Gauge:
 
     def read(self) -> dict[str, int | float]:
         gc.collect()
-        with contextlib.suppress(AttributeError):  # only glibc has malloc_trim
-            ctypes.CDLL(None).malloc_trim(0)  # exclude memory that malloc keeps for later
+        with contextlib.suppress(AttributeError):  # Only glibc has malloc_trim.
+            ctypes.CDLL(None).malloc_trim(0)  # Exclude memory that malloc keeps for later.
         status = dict(
             line.split(":", 1) for line in os.pread(self._status, 8192, 0).decode().splitlines()
         )

@@ -2,8 +2,8 @@
 
     python restart_server.py PORT_OR_DESCRIPTOR
 
-The environment says the rest: REQUEST_LOG (a file), CERTIFICATE and KEY (for TLS), INHERITED and
-PROXIED (set or not). gunicorn imports ``handler`` from here.
+These environment variables are the other options: REQUEST_LOG (a file), CERTIFICATE and KEY (for
+TLS), INHERITED and PROXIED (set or not). gunicorn imports ``handler`` from here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import trio
 
 import trisock
 
-# A request is in flight at least for this time.
+# Each request is in flight for at least this many seconds.
 SERVICE_SECONDS = 0.15
 
-# An answer of several packets: a restart could cut it short.
+# An answer has several packets, so that a restart could cut it short.
 _ANSWER_LINES = 500
 
 _log = os.open(os.environ["REQUEST_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

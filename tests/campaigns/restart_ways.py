@@ -79,7 +79,7 @@ class _Processes:
 async def inherited(
     directory: Path, environment: dict[str, str]
 ) -> AsyncIterator[tuple[int, Restart]]:
-    """A new process takes the listening socket. Then the old one gets SIGTERM."""
+    """A new process inherits the listening socket. Then the old process gets SIGTERM."""
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listening:
         fd = listening.fileno()
         environment = {**environment, "INHERITED": "1"}

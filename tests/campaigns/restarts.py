@@ -3,15 +3,15 @@
     python tests/campaigns/restarts.py [--quick] [WAY ...]
 
 Clients send requests without pause, and the server restarts meanwhile. ``restart_ways.py`` has the
-ways to restart it. Each way runs in plain text and with TLS, with one request for each connection
-and with connections that stay.
+ways to restart the server. Each way runs in plain text and with TLS, with one request for each
+connection and with persistent connections.
 
 A request is lost if its client sees a reset, a refused connect, or an answer that is cut short. A
-connection that stays may also end cleanly, without a byte of the answer. This is no loss if no
+persistent connection may also end cleanly, without a byte of the answer. This is no loss if no
 handler has read the request, because the client can try again. (The server logs each request that a
-handler reads.) On a fresh connection, such an end is a loss.
+handler reads.) On a fresh connection, even a clean end is a loss.
 
-``test_restarts.py`` runs the same in small sizes.
+``test_restarts.py`` runs this program with fewer requests.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Load:
     async def _ask(
         self, sock: trisock.Socket | None, number: int, local_address: str
     ) -> trisock.Socket | None:
-        """Send a request until it is answered. Return the connection if it stays."""
+        """Send a request until it is answered. Return the connection if it is persistent."""
         for attempt in itertools.count():
             fresh = sock is None
             if sock is None:
@@ -158,7 +158,7 @@ class Load:
         raise AssertionError
 
     async def until(self, answered: int, in_flight: int) -> None:
-        """Wait until so many requests are answered (or lost), and so many others in flight."""
+        """Wait for ``answered`` answered or lost requests, and ``in_flight`` requests in flight."""
         result = self._result
         async with self._progress:
             while result.answered + result.lost.total() < answered or self.in_flight < in_flight:
@@ -166,9 +166,9 @@ class Load:
 
 
 async def _exchange(sock: trisock.Socket, request: bytes) -> bool:
-    """Send a request. Return whether it was answered; False after a clean end without a byte."""
+    """Send a request. Return whether it was answered. False means EOF before the first byte."""
     expected = answer(request)
-    with contextlib.suppress(trio.BrokenResourceError):  # the read says how the connection ended
+    with contextlib.suppress(trio.BrokenResourceError):  # the read shows how the connection ended
         await sock.send(request, b"\n")
     try:
         received = await sock.recv_exactly(len(expected))

@@ -48,12 +48,12 @@ from conversations import KINDS
 from helpers.memory import allocated
 from trisock.pluto.blocking import background
 
-CLIENTS = 6  # at a time
-PATIENCE = 60  # seconds until a conversation counts as failed
-WARM_UP, LEAST_WARM_UP = 0.2, 20  # a fraction of the whole time, and a minimum in seconds
+CLIENTS = 6  # How many at a time.
+PATIENCE = 60  # Seconds until a conversation counts as failed.
+WARM_UP, LEAST_WARM_UP = 0.2, 20  # A fraction of the whole time, and a minimum in seconds.
 ROUNDS = 60
-ROUND = (2, 20)  # minimum and maximum length of a round, in seconds
-CACHED = 32  # the size of trisock's context caches, which are filled before the first sample
+ROUND = (2, 20)  # Minimum and maximum length of a round, in seconds.
+CACHED = 32  # Size of trisock's context caches, which are filled before the first sample.
 
 # The bounds allow for noise, such as the worker threads and free lists that Trio keeps. A leak of
 # 100 bytes in each socket exceeds the bounds after one minute.

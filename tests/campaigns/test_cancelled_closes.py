@@ -92,7 +92,7 @@ async def test_a_cancelled_close_closes_the_socket(
             return
         await assert_closed(sock, peer)
         if state is data_was_sent:
-            assert peer.heard == b"sent"  # the kernel has delivered the data that it buffered
+            assert peer.heard == b"sent"  # the kernel has delivered its buffered data
         assert peer.finished or attempt.cancelled or state is bytes_are_unread
 
 

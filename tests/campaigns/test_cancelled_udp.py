@@ -20,7 +20,7 @@ from trisock import UDPSocket
 
 
 def use_resolver() -> None:
-    """Resolve ``name`` without threads: a real lookup goes on for a while after a cancellation."""
+    """Resolve ``name`` without threads: a real lookup's thread outlives a cancellation."""
     trio.socket.set_custom_hostname_resolver(Resolver(name=["127.0.0.1"]))
 
 

@@ -1,4 +1,4 @@
-"""No datagram is lost, changed or mixed up: the run of ``datagrams.py`` in a small size."""
+"""No datagram is lost, changed or mixed up: ``datagrams.py`` with fewer datagrams."""
 
 from __future__ import annotations
 

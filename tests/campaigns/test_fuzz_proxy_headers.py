@@ -1,4 +1,4 @@
-"""Fuzzing of PROXY headers: what the PyPI package refuses is refused, at every split."""
+"""Fuzzing of PROXY headers: we refuse what the PyPI package refuses, at every split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trisock._net.proxy_parser import parse_proxy_header
 
 @pytest.fixture
 def random(times: int) -> Random:
-    """The same examples in each normal run, and others with ``--times``."""
+    """Draw the same examples in each normal run, and different ones with ``--times``."""
     seed = 1 if times == 1 else secrets.randbits(64)
     print("seed", seed)
     return Random(seed)

@@ -186,7 +186,7 @@ class Environment(logging.Handler):
         self.failed_handshakes[conversation.server] += side.failed_handshakes
         lost = (trio.BrokenResourceError, IncompleteReadError)
         if failure is not None and all(isinstance(each, lost) for each in leaves_of(failure)):
-            # A server does not count an end between two messages.
+            # A server does not count EOF between two messages as a lost connection.
             if not all(getattr(each, "at_boundary", False) for each in leaves_of(failure)):
                 self.lost[conversation.server] += 1
             raise failure
@@ -240,7 +240,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def is_usual(plan: Plan) -> bool:
-    """Return whether a normal run tries this plan: TLS 1.2 only without STARTTLS."""
+    """Return whether a normal run tries this plan: with TLS 1.2, only plans without STARTTLS."""
     return plan.version != "TLSv1.2" or plan.mode == Mode.TLS or "HOSTILE_SEED" in os.environ
 
 

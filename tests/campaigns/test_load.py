@@ -1,4 +1,4 @@
-"""A server under load and at its limits: the scenarios of ``load.py`` in small sizes."""
+"""A server under load and at its limits: the scenarios of ``load.py`` with fewer clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Restarts under load lose no request: the runs of ``restarts.py`` in a small size."""
+"""Restarts under load lose no request: ``restarts.py`` with fewer requests."""
 
 from __future__ import annotations
 

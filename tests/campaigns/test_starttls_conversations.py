@@ -1,8 +1,8 @@
-"""STARTTLS with peers that lie, stall, flood, inject or leave, at every step.
+"""STARTTLS with peers that lie, stall, flood, inject or disconnect, at every step.
 
-Whatever the peer does, a negotiation ends in TLS or in a documented error, within its deadline. It
-holds a bounded number of bytes. No read under TLS returns a byte from before TLS, and nothing
-follows the negotiation in plain text.
+Whatever the peer does, a negotiation ends in TLS or in a documented error, within its deadline. A
+negotiation buffers a bounded number of bytes. No read under TLS returns a byte from before TLS, and
+nothing follows the negotiation in plain text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trisock.starttls import accept, upgrade
 
 TIMEOUT = 60
 
-# The documented total, and the result of one more read.
+# The documented maximum, plus one more read.
 MAX_HELD = 65536 + 131072
 
 CANARY = b"CANARY"
@@ -79,7 +79,7 @@ MESSAGES = sorted(
     }
 )
 
-# How our side may react to a lie: it answers pings, and declines options.
+# What our side may send in reply to a lie: answers to pings, and refusals of options.
 REACTIONS = {"irc": re.compile(rb"PONG[^\n]*\n"), "telnet": re.compile(rb"\xff[\xfc\xfe].", re.S)}
 
 
@@ -126,7 +126,7 @@ class HostilePeer:
                 await self._drain()
 
     async def _converse(self) -> bool:
-        """Returns whether the conversation goes on to TLS."""
+        """Return whether the conversation reaches TLS."""
         for number, each in enumerate(self._conversation):
             if isinstance(each, Heard):
                 await self._hear(len(each.data))
@@ -166,7 +166,7 @@ class HostilePeer:
         return True
 
     async def _hear(self, size: int) -> None:
-        """Receive what our side sends, until it has sent this much, or is waiting."""
+        """Receive ``size`` bytes from our side, or fewer if our side waits for the peer."""
         end = len(self.heard) + size
         with trio.move_on_after(1):
             while len(self.heard) < end and (chunk := await self._sock.recv(end - len(self.heard))):
@@ -186,11 +186,11 @@ class HostilePeer:
 
 
 def check_plain_text(protocol: str, heard: bytes, conversation: Conversation) -> None:
-    """What a client has sent is a part of a good conversation, and then at most TLS records."""
+    """Check that a client sent the start of a good conversation, or a whole one and TLS records."""
     expected = said_by_us(conversation)
     if pattern := REACTIONS.get(protocol):
         heard, expected = pattern.sub(b"", heard), pattern.sub(b"", expected)
-    elif protocol == "mysql" and len(heard) >= 8:  # the flags are those that the peer has, too
+    elif protocol == "mysql" and len(heard) >= 8:  # our flags depend on the peer's flags
         heard = heard[:4] + MYSQL_REQUEST[4:8] + heard[8:]
     if not expected.startswith(heard):
         assert heard.startswith(expected)
@@ -198,7 +198,7 @@ def check_plain_text(protocol: str, heard: bytes, conversation: Conversation) ->
 
 
 def check_server_text(heard: bytes, conversation: Conversation) -> None:
-    """Nothing but TLS records follows a server's go-ahead."""
+    """Check that only TLS records follow a server's go-ahead."""
     go_ahead = conversation[-1]
     assert isinstance(go_ahead, Heard)
     if len(go_ahead.data) > 1:
@@ -212,7 +212,7 @@ Ours = Callable[[Socket], Awaitable[object]]
 async def converse(
     ours: Ours, tls: TLSArgument, conversation: Conversation, **attack: object
 ) -> bytes:
-    """Run one conversation. Returns what the peer has heard in plain text."""
+    """Run one conversation. Return the plain text that the peer has received."""
     a, b = unix_pair()
     peer = HostilePeer(b, a, conversation, **attack)  # type: ignore[arg-type]
     async with closing(a, b), trio.open_nursery() as nursery:
@@ -252,7 +252,7 @@ STRATEGIES = {
 
 
 def conversations(times: int) -> int:
-    """How many per protocol and round: 10,000 in ``nox -s chance``, and a few in other runs."""
+    """Return the number of conversations per protocol and round (more in ``nox -s chance``)."""
     return 500 if times >= 20 else 80
 
 

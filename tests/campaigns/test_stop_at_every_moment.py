@@ -1,7 +1,7 @@
-"""A server that stops, at each step of each of its tasks, answers or leaves alone.
+"""A server that stops, at any step of any task, answers a request or leaves it unread.
 
-Each request is answered whole, or no handler has read it and the client sees a clean end. Then the
-client can send it again.
+Each request gets a complete answer, unless no handler has read it. Then the client sees a clean
+end, and can send the request again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from helpers.cancellation import PLAIN, SERVERS, Connections, connect_to, grid
 from helpers.peers import Peer, Script, alongside
 from trisock import Socket
 
-# What the client sends, in steps: a request, two at once, one in two halves, and one more. Of the
-# last one, a TLS record is cut in two.
+# The client sends these in steps: one request, two requests, the two halves of a request, and one
+# more request. ``in_parts`` splits the last request's TLS record in two.
 STEPS = [b"one\n", b"two\nthree\n", b"fo", b"ur\n", b"five\n"]
 
 Handler = Callable[[Socket, list[bytes]], Awaitable[None]]
@@ -53,7 +53,7 @@ def in_parts(wire: bytes, step: bytes) -> list[bytes]:
 
 
 class StopAt(trio.abc.Instrument):
-    """Stops a server before step number ``moment`` of all its tasks."""
+    """Stops a server before step number ``moment``, counted over all its tasks."""
 
     def __init__(self, moment: int) -> None:
         self.moment = moment
@@ -97,7 +97,7 @@ async def converse(stop: StopAt, handler: Handler, layer: str, connections: Conn
         connections.start_tls(peer, layer)
 
         def script() -> Script:
-            """Send each step when the server waits, then end. A server that lives on is stopped."""
+            """Send each step when the server waits, then close. Stop a server that still runs."""
             assert stop.server is not None
             yield from until(lambda: peer.gone or layer == PLAIN or peer.secured)
             for step in STEPS:
@@ -110,7 +110,7 @@ async def converse(stop: StopAt, handler: Handler, layer: str, connections: Conn
                 peer.act()
             peer.end()
             yield from until(lambda: peer.gone)
-            peer.end()  # FIN, after TLS has ended
+            peer.end()  # FIN, after the end of TLS
             stop.server.stop()
 
         def until(condition: Callable[[], bool]) -> Script:

@@ -322,8 +322,8 @@ async def test_a_session_cannot_outlive_its_client_certificate(
 # Ciphers without encryption, authentication or forward secrecy, and obsolete ciphers.
 # test_tls_scanners.py covers ciphers that OpenSSL has removed, such as RC4.
 WEAK = ["eNULL", "aNULL", "kRSA", "ECDHE+ARIA", "ECDHE+CAMELLIA"]
-# Ciphers with CBC or finite-field Diffie-Hellman. Many servers still accept them, but trisock's
-# servers do not.
+# Ciphers with CBC or finite-field Diffie-Hellman. Many servers still accept these ciphers, but
+# trisock's servers do not.
 OLD = ["ECDHE+SHA1", "ECDHE+SHA256:!AESGCM:!CHACHA20", "DHE"]
 
 NO_SHARED_CIPHER = Fault("share no cipher", "handshake failure", reason="NO_SHARED_CIPHER")
@@ -370,7 +370,7 @@ async def test_a_client_refuses_weak_ciphers(ciphers: str, authorities: Authorit
         ("sslv3 alert bad certificate", "SSLV3_ALERT_BAD_CERTIFICATE", "bad certificate"),
     ],
 )
-def test_the_error_contains_the_alert_known_to_python_or_not(
+def test_the_error_contains_each_alert_known_to_python_or_not(
     text: str, reason: str | None, alert: str
 ) -> None:
     error = ssl.SSLError(1, f"[SSL] {text} (_ssl.c:1006)")

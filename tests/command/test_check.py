@@ -48,7 +48,7 @@ def test_three_servers_give_0_1_and_2(servers: Servers, command: Command) -> Non
     assert "issued by Example CA, not verified" in wrong.out
 
 
-def test_the_worst_url_is_the_exit_status_and_the_order_stays(
+def test_exit_status_is_the_worst_result_and_order_is_kept(
     servers: Servers, command: Command
 ) -> None:
     urls = [servers.wrong, servers.good, servers.soon]
@@ -90,7 +90,7 @@ def test_a_server_that_cannot_be_reached_is_critical(command: Command, free_port
     assert line == f"CRITICAL tls://127.0.0.1:{free_port}: {result['error']}\n"
 
 
-def test_warn_days_says_what_soon_is(servers: Servers, command: Command) -> None:
+def test_warn_days_sets_which_expiry_is_soon(servers: Servers, command: Command) -> None:
     for days, status in ((5, 0), (6, 1)):
         options = ("--ca", servers.ca, "--warn-days", days)
         assert command("check", *options, servers.soon).status == status
@@ -129,9 +129,7 @@ def test_expired_and_future_certificates_are_explained(
     assert f"the certificate is not valid before {NOT_YET_VALID[0]:%Y-%m-%d %H:%M} UTC" in second
 
 
-def test_an_expired_intermediate_is_told_from_the_certificate(
-    command: Command, tmp_path: Path
-) -> None:
+def test_an_expired_intermediate_has_its_own_error(command: Command, tmp_path: Path) -> None:
     root = CertificateAuthority("Root")
     expired = CertificateAuthority("Expired", issuer=root, dates=EXPIRED)
     path = tmp_path / "ca.pem"
@@ -194,10 +192,10 @@ def test_alpn_is_offered_and_shown(
 
 
 @pytest.mark.parametrize("scheme", ["imaps", "tls"])
-def test_a_server_that_refuses_our_alpn_is_asked_without(
+def test_a_server_that_refuses_our_alpn_is_retried_without_alpn(
     scheme: str, command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
-    """The scheme tls offers nothing, so there is nothing to leave out."""
+    """The scheme tls offers no ALPN protocol, so there is no retry."""
     tls = server_tls(command_ca)
     hellos: list[bytes] = []
 
@@ -218,7 +216,7 @@ def test_a_server_that_refuses_our_alpn_is_asked_without(
     )
 
 
-def test_a_server_that_refuses_our_alpn_still_shows_a_certificate_that_does_not_verify(
+def test_an_alpn_refusal_does_not_hide_an_invalid_certificate(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
     tls = server_tls(command_ca, "other.example")
@@ -283,7 +281,7 @@ def saying(greeting: bytes, *replies: bytes) -> LocalServer:
     ],
     ids=["in plain text", "without STARTTLS", "refuses STARTTLS"],
 )
-def test_a_server_that_does_not_start_tls_is_explained_and_its_text_escaped(
+def test_a_server_without_starttls_is_explained_in_escaped_text(
     scheme: str, server: LocalServer, texts: list[str], ca_file: Path, command: Command
 ) -> None:
     with serving(server) as [port]:
@@ -299,7 +297,7 @@ def test_a_server_that_does_not_start_tls_is_explained_and_its_text_escaped(
 def test_a_server_with_tls_from_the_start_is_explained(
     scheme: str, implicit: str, command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
-    """It ends the connection, because what the client says is not TLS."""
+    """The server ends the connection, because the client's bytes are not TLS."""
     with serving(LocalServer(quiet, server_tls(command_ca))) as [port]:
         done = command("check", "--ca", ca_file, f"{scheme}://localhost:{port}")
     assert done.status == 2
@@ -347,10 +345,10 @@ def test_json_is_ascii_so_that_every_encoding_can_write_it(
     assert json.loads(done.out)[0]["url"] == url
 
 
-def test_the_second_look_may_fail(
+def test_the_second_connection_may_fail(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
-    """The certificate is unknown then."""
+    """Without the second connection, the certificate's names are unknown."""
     tls = server_tls(command_ca, "other.example")
     looks = 0
 
@@ -403,7 +401,7 @@ def test_many_names_are_shortened(
     assert "for localhost, 0.example, 1.example and 7 more; " in done.out
 
 
-def test_long_names_are_cut(
+def test_long_names_are_shortened(
     command_ca: CertificateAuthority, ca_file: Path, command: Command
 ) -> None:
     tls = server_tls(command_ca, "localhost", "a" * 300)
@@ -435,7 +433,7 @@ def test_too_few_descriptors_are_explained(
     assert (done.status, "use a lower --parallel" in done.out) == (2, True)
 
 
-def test_a_programming_error_is_not_taken_for_a_bad_server(
+def test_a_programming_error_is_not_reported_as_a_bad_server(
     ca_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def wrong(*args: object, **options: object) -> None:

@@ -35,7 +35,7 @@ def good(target: Target) -> Result:
 
 
 @pytest.mark.parametrize(("parallel", "expected"), [(1, 1), (7, 7), (50, 20)])
-def test_only_so_many_run_at_once(
+def test_parallel_limits_how_many_checks_run_at_once(
     parallel: int, expected: int, command: Command, use_check: UseCheck
 ) -> None:
     active = most = 0
@@ -58,7 +58,7 @@ URLS = ("tls://first:1", "tls://silent:1", "tls://third:1", "tls://interrupts:1"
 
 @pytest.fixture
 def interrupted(use_check: UseCheck) -> None:
-    """Ctrl-C comes while one check waits for a silent server. Those behind it have finished."""
+    """Ctrl-C arrives while one check waits for a silent server, and later checks have finished."""
 
     async def check(target: Target, options: Options) -> Result:
         if target.host in ("silent", "interrupts"):
@@ -71,7 +71,7 @@ def interrupted(use_check: UseCheck) -> None:
     use_check(check)
 
 
-def test_ctrl_c_shows_the_results_behind_a_silent_server_too(
+def test_ctrl_c_also_shows_the_results_after_a_silent_server(
     command: Command, interrupted: None
 ) -> None:
     done = command("check", *URLS)

@@ -56,8 +56,8 @@ def _opened(stdin: bytes | Path) -> Iterator[object]:
         yield file
 
 
-def test_piped_input_goes_as_it_is_and_the_end_is_passed_on(connect: Connect) -> None:
-    """The server ends only after the half-close, and its last words arrive."""
+def test_piped_input_is_sent_unchanged_and_followed_by_eof(connect: Connect) -> None:
+    """The server answers and closes only after our EOF, and the answer arrives."""
 
     async def count(sock: Socket) -> None:
         received = b"".join([chunk async for chunk in sock])
@@ -101,7 +101,7 @@ def test_an_absent_unix_socket_is_explained(connect: Connect, tmp_path: Path) ->
     assert err == f"trisock: cannot connect to {tmp_path}/s: No such file or directory\n"
 
 
-def test_a_proxy_header_comes_first_with_the_connections_addresses(
+def test_a_proxy_header_with_the_connections_addresses_is_sent_first(
     connect: Connect, command_ca: CertificateAuthority, ca_file: Path
 ) -> None:
     tls = server_tls(command_ca)
@@ -129,7 +129,7 @@ def test_http_2_is_not_offered(
     command_ca: CertificateAuthority,
     ca_file: Path,
 ) -> None:
-    """A server that prefers HTTP/2 would not understand what is typed."""
+    """A server that prefers HTTP/2 would not understand typed text."""
 
     async def handler(sock: Socket) -> None:
         assert sock.tls is not None
@@ -153,13 +153,13 @@ def test_under_tls_the_server_ends_the_connection(
     assert (status, out, err) == (0, b"221 bye\r\n", "")
 
 
-def test_under_tls_a_peer_that_falls_silent_is_closed(
+def test_under_tls_a_silent_peer_is_disconnected(
     connect: Connect,
     command_ca: CertificateAuthority,
     ca_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """TLS has no half-close. The peer goes on as long as it says something."""
+    """TLS has no half-close. After our input ends, the peer may send until it falls silent."""
     monkeypatch.setattr(connect_module, "_SILENCE", 1)
     told: list[str] = []
     monkeypatch.setattr("trisock._command.output.notify", told.append)
@@ -182,7 +182,7 @@ def test_under_tls_a_peer_that_falls_silent_is_closed(
     )
 
 
-async def test_a_slow_output_is_no_silence_of_the_peer(
+async def test_a_slow_output_does_not_count_as_a_silent_peer(
     command_ca: CertificateAuthority,
     ca_file: Path,
     mock_clock: trio.testing.MockClock,
@@ -215,10 +215,10 @@ async def test_a_slow_output_is_no_silence_of_the_peer(
     assert received == bytes(size)
 
 
-def test_the_end_of_the_peer_ends_the_command(
+def test_eof_from_the_peer_ends_the_command(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The input is still open then."""
+    """The input is still open when the peer closes."""
 
     async def handler(sock: Socket) -> None:
         await sock.send(b"bye\n")
@@ -250,7 +250,7 @@ def test_a_connection_that_breaks_after_the_input_is_an_error(
         await sock.send(b"half an ans")
         assert await sock.recv() == b"hello"
         if not sock.istls():
-            assert await sock.recv() == b""  # the end of the input
+            assert await sock.recv() == b""  # EOF, because the input has ended
         sock.abort()
 
     tls, ca = (server_tls(command_ca), ("--ca", ca_file)) if scheme == "tls" else (None, ())
@@ -261,10 +261,10 @@ def test_a_connection_that_breaks_after_the_input_is_an_error(
     assert "Traceback" not in err
 
 
-def test_without_an_input_or_an_output_it_still_talks(
+def test_connect_works_without_an_input_or_an_output(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shell has closed them (``<&- >&-``)."""
+    """The shell has closed the input and the output (``<&- >&-``)."""
     received: list[bytes] = []
 
     async def handler(sock: Socket) -> None:
@@ -278,7 +278,7 @@ def test_without_an_input_or_an_output_it_still_talks(
     assert received == [b""]
 
 
-def test_an_output_whose_reader_has_gone_ends_the_command(
+def test_a_closed_output_pipe_ends_the_command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def handler(sock: Socket) -> None:
@@ -301,7 +301,7 @@ def test_an_output_whose_reader_has_gone_ends_the_command(
 def test_an_input_that_cannot_be_read_is_explained(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A directory, for example."""
+    """For example, standard input is a directory."""
 
     class Directory:
         def fileno(self) -> int:

@@ -1,4 +1,4 @@
-"""Texts about certificates that were not seen: ``trisock connect`` makes no second connection."""
+"""Errors about unknown certificates: ``trisock connect`` makes no second connection to see one."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def check_injection(ca_file: Path, command: Command) -> CheckInjection:
 
 
 @pytest.mark.parametrize("protocol", WORDS)
-def test_a_server_that_believes_injected_text_is_found(
+def test_a_server_that_executes_injected_text_is_critical(
     protocol: str, command_ca: CertificateAuthority, check_injection: CheckInjection
 ) -> None:
     believing = server(protocol, Manner.BELIEVES, server_tls(command_ca))
@@ -53,7 +53,7 @@ def test_a_server_that_believes_injected_text_is_found(
     assert result["verified"]
 
 
-def test_a_certificate_that_does_not_verify_does_not_hide_an_injection(
+def test_an_invalid_certificate_does_not_hide_an_injection(
     command_ca: CertificateAuthority, check_injection: CheckInjection
 ) -> None:
     believing = server("imap", Manner.BELIEVES, server_tls(command_ca, "other.example"))
@@ -62,7 +62,7 @@ def test_a_certificate_that_does_not_verify_does_not_hide_an_injection(
 
 
 @pytest.mark.parametrize("protocol", WORDS)
-def test_a_server_that_forgets_injected_text_is_good(
+def test_a_server_that_drops_injected_text_is_good(
     protocol: str, command_ca: CertificateAuthority, check_injection: CheckInjection
 ) -> None:
     forgetful = server(protocol, Manner.FORGETS, server_tls(command_ca))
@@ -83,8 +83,8 @@ def test_a_server_that_does_not_answer_inside_tls_is_good(
     assert done.out.endswith("; no injection\n")
 
 
-def test_postgresql_may_complain_inside_tls() -> None:
-    """PostgreSQL 15 does so, and ends the connection."""
+def test_an_error_from_postgresql_under_tls_is_no_injection() -> None:
+    """PostgreSQL 15 sends this error under TLS, and ends the connection."""
     complaint = b"SFATAL\0VFATAL\0C08P01\0Mreceived unencrypted data after SSL request\0\0"
     is_answered = INJECTED_COMMANDS["postgres"].is_answered
     assert not is_answered(b"E\0\0\0\x46" + complaint)
@@ -102,7 +102,7 @@ def test_a_server_that_floods_is_good(
             await sock.send(b"* STATUS\r\n" * 1000)
 
     with serving(LocalServer(handler)) as [port]:
-        # Without a connection of its own, the good close waits for the flood to end.
+        # If both checks shared a connection, its clean close would wait for the flood to end.
         url = f"imap://127.0.0.1:{port}"
         done = command("check", "--injection", "--ca", ca_file, url)
     assert done.status == 0
@@ -116,7 +116,7 @@ def test_our_own_servers_accept_no_injected_text(
     assert (status, result["injection"]) == (0, False)
 
 
-def test_a_server_that_takes_no_second_connection_was_not_tested(
+def test_a_server_that_refuses_the_second_connection_is_not_tested(
     servers: Servers, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(target: Target, opening: Opening) -> Socket:

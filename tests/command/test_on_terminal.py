@@ -23,7 +23,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @pytest.fixture
 def four_urls(servers: Servers, free_port: int) -> tuple[object, ...]:
-    """Arguments of ``check``: a good server, an expiring, a wrong, and an absent one."""
+    """Arguments of ``check``: one good server, and three with different faults."""
     urls = (servers.good, servers.soon, servers.wrong, f"tls://localhost:{free_port}")
     return ("--ca", servers.ca, *urls)
 
@@ -41,7 +41,7 @@ def test_check_is_in_color_and_fits_every_width(width: int, four_urls: tuple[obj
     assert max(map(cell_len, lines)) <= width
     assert " ".join(plain.split()).endswith("4 checked: 1 good, 1 soon to expire, 2 bad")
     assert lines[0].startswith("Status") == (width >= 74)
-    if width >= 40:  # no cipher is cut
+    if width >= 40:  # the name of the cipher fits on a line
         assert plain.count("TLS_AES_256_GCM_SHA384") == 3
 
 
@@ -101,7 +101,7 @@ def test_a_certificate_cannot_control_the_terminal(
 def test_a_thousand_urls_show_progress_in_less_than_100_mib(
     command_ca: CertificateAuthority, ca_file: Path, tmp_path: Path
 ) -> None:
-    """The child writes its own peak memory: that of a fork would count as well."""
+    """The child reports its own peak memory (VmHWM), which excludes that of the test process."""
     peak = tmp_path / "peak"
     program = (
         "import re, sys; from trisock.__main__ import main; status = main(); "
@@ -116,7 +116,7 @@ def test_a_thousand_urls_show_progress_in_less_than_100_mib(
             assert terminal.wait() == 0
             shown = terminal.shown
     assert "checking" in progress
-    assert "\x1b[?25h" in shown  # the cursor is back
+    assert "\x1b[?25h" in shown  # the cursor is visible again
     assert "1000 checked: " in ESCAPE.sub("", shown)
     kib = int(peak.read_text())
     print(f"peak memory: {kib} KiB")
@@ -134,10 +134,10 @@ def test_ctrl_c_ends_a_check_at_once(scheme: str) -> None:
             assert "Traceback" not in terminal.shown
             assert "\x1b[?25h" in terminal.shown
             assert "interrupted: 0 of 2 checked" in terminal.shown
-            assert "Status" not in terminal.shown  # no table without rows
+            assert "Status" not in terminal.shown  # without results, there is no table
 
 
-def test_ctrl_c_shows_what_is_known_by_then(servers: Servers) -> None:
+def test_ctrl_c_shows_the_results_so_far(servers: Servers) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         urls = [servers.wrong, f"tls://127.0.0.1:{silent.getsockname()[1]}", servers.good]
         with on_terminal(*trisock("check", "--ca", servers.ca, *urls)) as terminal:
@@ -155,13 +155,13 @@ def test_ctrl_c_shows_what_is_known_by_then(servers: Servers) -> None:
 
 
 async def describe(sock: Socket) -> None:
-    """Send back what came, as text, then what a peer should not send to a terminal."""
+    """Send an escape sequence that must not reach a terminal, then echo each chunk's repr."""
     await sock.send(b"* ready\x1b[2J\r\n")
     async for chunk in sock:
         await sock.send(repr(chunk).encode(), b"\r\n")
 
 
-def test_a_terminal_sends_crlf_and_ctrl_d_ends_it() -> None:
+def test_a_terminal_sends_crlf_and_ends_at_ctrl_d() -> None:
     with serving(LocalServer(describe)) as [port]:
         with on_terminal(*trisock("connect", f"tcp://127.0.0.1:{port}")) as terminal:
             terminal.read_until(r"* ready\x1b[2J")

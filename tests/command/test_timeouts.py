@@ -29,8 +29,8 @@ def error_of(url: str, *words: bytes, timeout: float = 10, idle: float = 0.02) -
 
     The clock jumps when nothing has happened for ``idle`` seconds.
 
-    If the URL has the port PORT, a server listens there: it says the first of ``words``, answers
-    each line with the next one, and then falls silent.
+    If the URL has the port PORT, a server listens there: it sends the first of ``words``, answers
+    each line with the next word, and then falls silent.
     """
 
     async def handler(sock: Socket) -> None:
@@ -62,7 +62,7 @@ def error_of(url: str, *words: bytes, timeout: float = 10, idle: float = 0.02) -
 
 @contextlib.contextmanager
 def unreachable_server() -> Iterator[int]:
-    """Listen with a full backlog. On Linux, a connection request then gets no answer."""
+    """Listen with a full backlog. Linux does not answer further connection requests."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(2):
@@ -74,7 +74,7 @@ def unreachable_server() -> Iterator[int]:
 
 @pytest.fixture
 def unanswered_look_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The resolver does not answer. Addresses need none."""
+    """The resolver does not answer. IP addresses need no resolver."""
     over = threading.Event()
     real = socket.getaddrinfo
 
@@ -89,7 +89,7 @@ def unanswered_look_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     over.set()
 
 
-def test_the_look_up_is_named(unanswered_look_up: None) -> None:
+def test_the_error_names_a_slow_lookup(unanswered_look_up: None) -> None:
     assert error_of("imap://mail.example.org") == (
         "no answer within 10 seconds, while looking up the name: check the name, and the resolver "
         "of this machine" + MORE
@@ -97,7 +97,7 @@ def test_the_look_up_is_named(unanswered_look_up: None) -> None:
 
 
 @pytest.mark.parametrize(("host", "idle"), [("localhost", 1), ("127.0.0.1", 0.02)])
-def test_the_connection_is_named(host: str, idle: float) -> None:
+def test_the_error_names_a_slow_connect(host: str, idle: float) -> None:
     """A thread looks up the name, which takes real time."""
     with unreachable_server() as port:
         assert error_of(f"tls://{host}:{port}", idle=idle) == (
@@ -109,7 +109,7 @@ def test_the_connection_is_named(host: str, idle: float) -> None:
     ("scheme", "implicit"),
     [("imap", "imaps"), ("SUBMISSION", "submissions"), ("smtp", "smtps"), ("lmtp", "tls")],
 )
-def test_a_silent_server_gets_the_hint_of_tls_from_the_start(scheme: str, implicit: str) -> None:
+def test_without_a_greeting_the_error_suggests_implicit_tls(scheme: str, implicit: str) -> None:
     assert error_of(f"{scheme}://127.0.0.1:PORT") == (
         "no answer within 10 seconds, while waiting for the server's greeting: check the port, or "
         f"write {implicit}:// if it expects TLS from the start" + MORE
@@ -117,7 +117,7 @@ def test_a_silent_server_gets_the_hint_of_tls_from_the_start(scheme: str, implic
 
 
 @pytest.mark.parametrize(("scheme", "words"), [("pop3", [b"+OK ready\r\n"]), ("ldap", [])])
-def test_starttls_is_named(scheme: str, words: list[bytes]) -> None:
+def test_the_error_names_a_slow_starttls(scheme: str, words: list[bytes]) -> None:
     """In LDAP, the client speaks first, so there is no greeting to wait for."""
     assert error_of(f"{scheme}://127.0.0.1:PORT", *words) == (
         "no answer within 10 seconds, while negotiating STARTTLS: check the host and the port"
@@ -128,7 +128,7 @@ def test_starttls_is_named(scheme: str, words: list[bytes]) -> None:
 @pytest.mark.parametrize(
     ("scheme", "words"), [("pop3", [b"+OK ready\r\n", b"+OK go\r\n"]), ("tls", [])]
 )
-def test_the_handshake_is_named(scheme: str, words: list[bytes]) -> None:
+def test_the_error_names_a_slow_handshake(scheme: str, words: list[bytes]) -> None:
     assert error_of(f"{scheme}://127.0.0.1:PORT", *words) == (
         "no answer within 10 seconds, during the TLS handshake: check the host and the port" + MORE
     )
@@ -142,7 +142,7 @@ def test_a_timeout_may_be_longer_than_that_of_the_library(scheme: str) -> None:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """The backlog accepts connections, and nobody answers."""
+    """The kernel accepts connections into the backlog, and nobody answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         yield silent.getsockname()[1]
 
@@ -157,7 +157,7 @@ def test_a_timeout_is_critical(silent_port: int, ca_file: Path, command: Command
 def test_a_timeout_bounds_the_close_too(
     servers: Servers, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The certificate was verified by then, so the server is good."""
+    """The certificate is verified before the close, so the server is good."""
 
     async def never(sock: Socket) -> None:
         try:
@@ -169,7 +169,7 @@ def test_a_timeout_bounds_the_close_too(
     assert command("check", "--timeout", "2", "--ca", servers.ca, servers.good).status == 0
 
 
-def test_connect_has_a_limit_too(silent_port: int) -> None:
+def test_the_connect_command_has_a_timeout_too(silent_port: int) -> None:
     async def main() -> None:
         target = parse(f"imap://127.0.0.1:{silent_port}")
         ends = Ends(None, None, lambda text: None)

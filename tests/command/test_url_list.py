@@ -33,19 +33,19 @@ def test_each_line_is_a_url_and_comments_do_not_count(text: bytes) -> None:
     assert parsed(text) == ["imap://host", "tls://host:1"]
 
 
-def test_standard_input_has_a_place_among_the_arguments() -> None:
+def test_urls_from_standard_input_replace_the_dash_in_order() -> None:
     urls = ("tls://first:1", "-", "tls://last:1")
     assert parsed(b"imap://host\n", *urls) == ["tls://first:1", "imap://host", "tls://last:1"]
     assert parsed(b"", *urls) == ["tls://first:1", "tls://last:1"]
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"# nothing\n"])
-def test_no_url_at_all_is_wrong(text: bytes) -> None:
+def test_an_empty_list_of_urls_is_an_error(text: bytes) -> None:
     with pytest.raises(ValueError, match="standard input has no URLs"):
         parsed(text)
 
 
-def test_an_error_names_the_line_and_all_are_listed() -> None:
+def test_all_errors_are_listed_with_their_lines() -> None:
     text = b"# comment\nimap://host\nimap://h\xff\nhttps://host#part\ntcp://host:1\n-\n"
     with pytest.raises(ValueError, match=r".+") as caught:
         parsed(text, "imap", "-")
@@ -83,7 +83,7 @@ def test_a_pipe_of_urls_is_checked(servers: Servers) -> None:
         (None, "'-' means standard input, which is closed"),
     ],
 )
-def test_a_wrong_list_is_wrong_usage(
+def test_an_invalid_list_exits_with_3(
     stdin: object, text: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", stdin)

@@ -1,4 +1,4 @@
-"""The URLs that the command takes."""
+"""The URLs that the command accepts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trisock._command.urls import SCHEMES, parse
         ("tcp://127.1:65535", "127.1", 65535, None, False),
     ],
 )
-def test_a_url_says_where_and_how(
+def test_a_url_gives_host_port_protocol_and_tls(
     url: str, host: str, port: int, protocol: str | None, tls: bool
 ) -> None:
     target = parse(url)
@@ -40,7 +40,7 @@ def test_every_protocol_with_starttls_is_a_scheme_with_its_first_port() -> None:
         assert parse(f"{name}://host").port == ports[0]
 
 
-def test_the_path_of_a_unix_socket_is_taken_as_it_is() -> None:
+def test_the_path_of_a_unix_socket_is_used_unchanged() -> None:
     target = parse("unix:/run/a?b@c#d")
     assert (target.path, target.scheme.tls) == ("/run/a?b@c#d", False)
     assert parse("UNIX:relative").path == "relative"
@@ -96,5 +96,5 @@ def test_a_wrong_url_is_refused_with_advice(url: str, advice: str) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_only_the_schemes_without_tls_do_not_offer_it() -> None:
+def test_every_scheme_except_tcp_uses_tls() -> None:
     assert [name for name, scheme in SCHEMES.items() if not scheme.tls] == ["tcp"]

@@ -19,7 +19,7 @@ from trisock.__main__ import main
 from trisock._command import output
 
 
-def test_without_arguments_it_shows_its_help(command: Command) -> None:
+def test_without_arguments_the_command_shows_its_help(command: Command) -> None:
     done = command()
     assert (done.status, done.err) == (0, "")
     assert done.out == command("--help").out == command("-h").out
@@ -27,7 +27,7 @@ def test_without_arguments_it_shows_its_help(command: Command) -> None:
         assert name in done.out
 
 
-def test_help_of_check_tells_schemes_and_statuses(command: Command) -> None:
+def test_help_of_check_lists_schemes_and_statuses(command: Command) -> None:
     done = command("check", "--help")
     assert done.status == 0
     for scheme in (*starttls.PROTOCOLS, "imaps", "https", "tls"):
@@ -141,7 +141,7 @@ def forget_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_the_extra_it_says_what_to_install(
+def test_without_the_extra_the_command_says_what_to_install(
     missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_the_command(monkeypatch)
@@ -169,7 +169,7 @@ def test_the_library_imports_neither_click_nor_rich() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_ctrl_c_while_it_starts_gives_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_startup_gives_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupts:
         def find_spec(self, name: str, *_: object) -> None:
             if name == "trisock._command.main":
@@ -180,7 +180,7 @@ def test_ctrl_c_while_it_starts_gives_no_traceback(monkeypatch: pytest.MonkeyPat
     assert main([]) == 130
 
 
-def test_ctrl_c_while_it_parses_gives_no_traceback(
+def test_ctrl_c_during_parsing_gives_no_traceback(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(url: str) -> None:
@@ -191,7 +191,7 @@ def test_ctrl_c_while_it_parses_gives_no_traceback(
 
 
 def test_an_ignored_interrupt_stays_ignored(servers: Servers, command: Command) -> None:
-    """A shell without job control starts its background jobs like this."""
+    """A shell without job control starts background jobs with SIGINT ignored."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert command("check", "--ca", servers.ca, servers.good).status == 0
@@ -200,14 +200,14 @@ def test_an_ignored_interrupt_stays_ignored(servers: Servers, command: Command) 
         signal.signal(signal.SIGINT, previous)
 
 
-def test_the_handler_of_interrupts_comes_back(servers: Servers, command: Command) -> None:
+def test_the_sigint_handler_is_restored(servers: Servers, command: Command) -> None:
     before = signal.getsignal(signal.SIGINT)
     command("check", "--ca", servers.ca, servers.good)
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_reader_that_leaves_ends_the_checks_without_a_traceback(servers: Servers) -> None:
-    """As ``| head -1`` does."""
+def test_a_closed_output_pipe_ends_the_checks_without_a_traceback(servers: Servers) -> None:
+    """The reader exits early, like ``head -1``."""
     urls = [servers.good] * 200
     with subprocess.Popen(
         command_line("check", "--parallel", "1", "--ca", servers.ca, *urls),
@@ -223,7 +223,7 @@ def test_a_reader_that_leaves_ends_the_checks_without_a_traceback(servers: Serve
         assert process.wait(60) == 141
 
 
-def test_a_reader_that_left_before_the_help_gives_no_traceback() -> None:
+def test_help_to_a_closed_pipe_gives_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as closed:

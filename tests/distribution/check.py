@@ -2,10 +2,10 @@
 
     python tests/distribution/check.py [PYTHON ...]
 
-``nox -s build`` makes the two files and calls this with each installed Python. The wheel is
+``nox -s build`` makes the two files and runs this program with each installed Python. The wheel is
 installed in a fresh environment on each Python, without an extra and with each extra, and
-``installed.py`` runs in each environment. The sdist is unpacked. On the last Python, all of its
-tests are collected and some of them run, with the wheel.
+``installed.py`` runs in each environment. The sdist is unpacked. On the last Python, all tests of
+the sdist are collected and some of them run, with the wheel.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def check_wheel(wheel: Path) -> None:
 
 
 def _on_pypi(link: str, tag: str) -> str:
-    """Return what a link of the README must be on PyPI, which has no files beside it."""
+    """Return a README link as it must be on PyPI, where relative links lead nowhere."""
     if link.startswith("https://"):
         return link
     if link.endswith(".svg"):
@@ -102,7 +102,7 @@ def _on_pypi(link: str, tag: str) -> str:
 
 
 def check_sdist(sdist: Path) -> None:
-    """The sdist contains what git knows, and nothing else."""
+    """The sdist contains the files that git tracks, and nothing else."""
     with tarfile.open(sdist) as archive:
         members = [Path(member.name) for member in archive if member.isfile()]
     found = {path.relative_to(path.parts[0]).as_posix() for path in members} - {"PKG-INFO"}
@@ -129,14 +129,14 @@ def metadata_of(wheel: Path) -> Message:
 
 
 def download(wheel: Path, python: str, folder: Path) -> None:
-    """Download what the wheel needs on this Python, once for all environments."""
+    """Download the wheel's requirements for this Python, once for all environments."""
     environment = new_environment(python, folder / f"download-{python}")
     extras = ",".join(["tests", *extras_of(wheel)])
     pip(environment, "download", "--dest", str(folder / "wheels"), f"{wheel}[{extras}]")
 
 
 def check_installed(wheel: Path, python: str, extra: str, folder: Path) -> str:
-    """The wheel works with this extra, and says what is missing of the others."""
+    """The wheel works with this extra, and its errors name the extras that are missing."""
     environment = new_environment(python, folder / f"{python}-{extra}")
     install(environment, f"{wheel}[{extra}]" if extra else str(wheel), folder)
     run([str(environment), "-I", str(INSTALLED), extra], folder)

@@ -325,7 +325,7 @@ async def test_a_server_may_be_disconnected_at_once(
     assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
-async def test_the_end_of_the_block_does_not_cut_off_a_disconnect(
+async def test_the_block_waits_for_a_disconnect_to_finish(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     script = Script().starttls(server_tls).expect(b"bye").expect_eof()  # with close_notify
@@ -339,7 +339,7 @@ async def test_the_end_of_the_block_does_not_cut_off_a_disconnect(
             client.disconnect()
 
 
-async def test_the_end_of_the_block_does_not_cut_off_a_servers_disconnect(
+async def test_the_block_waits_for_a_servers_disconnect_to_finish(
     authority: Authority, server_tls: ServerTLS
 ) -> None:
     async with hammerspoon.open_sockets() as hs:
@@ -355,12 +355,14 @@ async def test_the_end_of_the_block_does_not_cut_off_a_servers_disconnect(
 
 
 @pytest.mark.parametrize("passes", range(6))
-async def test_a_servers_disconnect_forgets_no_client(hs: Sockets, path: str, passes: int) -> None:
+async def test_a_servers_disconnect_also_closes_a_client_being_accepted(
+    hs: Sockets, path: str, passes: int
+) -> None:
     server = hs.server(path)
     await wait_all_tasks_blocked()
     with socket.socket(socket.AF_UNIX) as raw:
         raw.connect(path)
-        for _ in range(passes):  # in the first ones, the server accepts the client
+        for _ in range(passes):  # during the first passes, the server accepts the client
             await trio.lowlevel.checkpoint()
         server.disconnect()
         await wait_all_tasks_blocked()
@@ -388,7 +390,7 @@ def test_wrong_arguments_raise_without_a_connection_too(call: Callable[[Socket],
     trio.run(main)
 
 
-async def test_an_end_in_the_middle_of_a_read_is_logged(hs: Sockets, log: Log) -> None:
+async def test_eof_in_the_middle_of_a_read_is_logged(hs: Sockets, log: Log) -> None:
     server = hs.server(0, print)
     client = await trisock.connect("127.0.0.1", server.info()["localPort"])
     while not server.connections():

@@ -307,7 +307,7 @@ async def test_a_clients_connect_and_disconnect_are_logged(hs: Sockets, log: Log
 async def test_the_objects_cannot_be_copied(
     hs: Sockets, copying: Callable[[object], object]
 ) -> None:
-    """A copy would share the queue of the object, and not its state."""
+    """A copy would share the object's queue, but not its state."""
     for each in (hs, hs.new(), hs.udp, hs.udp.new()):
         with pytest.raises(TypeError, match=r"cannot be (copied|pickled)"):
             copying(each)

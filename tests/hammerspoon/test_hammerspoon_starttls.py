@@ -304,7 +304,7 @@ async def test_disconnect_drops_a_queued_startTLS(client: Socket, peer: trisock.
     assert not client.connected()
 
 
-async def test_startTLS_takes_no_second_name(
+async def test_startTLS_accepts_no_second_name(
     client: Socket, peer: trisock.Socket, server_tls: ServerTLS
 ) -> None:
     with pytest.raises(TypeError, match="takes no name for a server's role"):

@@ -41,7 +41,7 @@ async def test_connect_to_an_address_is_connected_at_once(
 
 
 async def test_connect_to_localhost_needs_no_lookup(udp: UDPSockets) -> None:
-    trio.socket.set_custom_hostname_resolver(Resolver())  # it would raise KeyError
+    trio.socket.set_custom_hostname_resolver(Resolver())  # a lookup would raise KeyError
     for prefer, disable, expected in [
         (None, None, LOCALHOST),
         (4, None, LOCALHOST),
@@ -129,7 +129,7 @@ async def test_connect_after_a_send_keeps_the_order_and_gets_a_new_port(
     client.receive()
     first_port = port_of(client)
     assert client.connect(host, port, calls) is client
-    assert not client.connected()  # it waits for the send
+    assert not client.connected()  # connect waits for the send
     client.send("two")
     resolver.release.set()
     assert await calls.next() == ()
@@ -138,7 +138,7 @@ async def test_connect_after_a_send_keeps_the_order_and_gets_a_new_port(
         got, address = await there.recvfrom(10)
         assert (got, address[1]) == (data, sent_from)
     assert first_port != port_of(client)
-    await there.sendto(b"answer", address)  # receive still holds
+    await there.sendto(b"answer", address)  # receive is still in effect
     assert (await calls.next())[0] == b"answer"
 
 
@@ -156,7 +156,7 @@ async def test_connect_drops_a_datagram_that_a_stranger_has_sent(
     client.receive()
     with raw_udp(host) as stranger:
         await stranger.sendto(b"from a stranger", (host, port_of(client)))
-    assert await calls.none()  # its callback waits for its turn
+    assert await calls.none()  # its callback waits for ``slow``
     client.connect(host, there.getsockname()[1])
     resume.set()
     await there.sendto(b"from the peer", local(client.info()))
@@ -164,7 +164,7 @@ async def test_connect_drops_a_datagram_that_a_stranger_has_sent(
     assert await calls.none()
 
 
-async def test_connect_after_a_send_that_is_done_is_connected_at_once(
+async def test_connect_after_a_finished_send_is_connected_at_once(
     udp: UDPSockets, there: Any, host: str, calls: Calls
 ) -> None:
     port = there.getsockname()[1]
@@ -231,20 +231,20 @@ async def test_a_connect_that_fails_after_a_send_leaves_the_object_open(
     client.send("lost", 1, calls).send("lost", 2, calls)
     resolver.release.set()
     assert await calls.next() == (-1,)
-    await until(lambda: "KeyError" in log.text)  # of the fake resolver
+    await until(lambda: "KeyError" in log.text)  # the fake resolver raised it
     assert client.info() == before
     log.clear()
     client.send("next", *address, 3, calls)
     assert await calls.next() == (3,)
     assert [await there.recv(10) for _ in range(2)] == [b"one", b"next"]
     assert await calls.none()
-    assert {each.levelno for each in log.records} == {logging.DEBUG}  # the lost ones are dropped
+    assert {each.levelno for each in log.records} == {logging.DEBUG}  # the lost sends are dropped
 
 
 @pytest.mark.parametrize(
     "arguments", [(LOCALHOST,), (LOCALHOST, "9"), (LOCALHOST, True), (b"x", 9), (9, LOCALHOST)]
 )
-async def test_connect_raises_TypeError_for_other_arguments(
+async def test_connect_raises_TypeError_for_arguments_of_wrong_types(
     udp: UDPSockets, arguments: Any
 ) -> None:
     client = udp.new()
@@ -326,7 +326,7 @@ async def test_listen_on_an_impossible_port_returns_None_and_logs(
 
 
 @pytest.mark.parametrize("port", ["9", None, True, 9.0])
-async def test_listen_raises_TypeError_for_other_ports(udp: UDPSockets, port: Any) -> None:
+async def test_listen_raises_TypeError_for_ports_of_wrong_types(udp: UDPSockets, port: Any) -> None:
     server = udp.new()
     with pytest.raises(TypeError, match="a port must be an int"):
         server.listen(port)
@@ -362,7 +362,7 @@ async def test_close_frees_the_port_and_the_object_at_once(
     assert udp.server(port).info()["userData"] == "SERVER"
     assert server.connect(host, there.getsockname()[1]) is server
     await there.sendto(b"not received", local(server.info()))
-    assert await calls.none()  # close has ended receive
+    assert await calls.none()  # close has cancelled receive
     server.receive()
     assert (await calls.next())[0] == b"not received"
 
@@ -421,7 +421,7 @@ async def test_close_keeps_the_callback_and_the_settings(
     assert (await calls.next())[0] == b"hel"
 
 
-async def test_closed_is_true_until_something_is_sent_connected_or_listened_on(
+async def test_closed_is_true_until_a_send_connect_or_listen(
     udp: UDPSockets,
 ) -> None:
     for use in (

@@ -35,7 +35,7 @@ def address(host: str, port: int) -> bytes:
 
 
 def local_values(ipv4: str, ipv6: str, port: int) -> dict[str, object]:
-    """Return the values about the local end. The host is ``""`` for a version without a socket."""
+    """Return the values about the local end. Without a socket, a version's host is ``""``."""
     values: dict[str, object] = {"isClosed": False, "isIPv4": bool(ipv4), "isIPv6": bool(ipv6)}
     for suffix, host in [("", ipv4 or ipv6), ("_IPv4", ipv4), ("_IPv6", ipv6)]:
         values[f"localAddress{suffix}"] = address(host, port) if host else b""

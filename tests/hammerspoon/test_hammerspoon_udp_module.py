@@ -90,7 +90,7 @@ async def test_timeout_applies_to_new_udp_objects_only(hs: Sockets, udp: UDPSock
     assert before.info()["timeout"] == -1
     assert udp.new().info()["timeout"] == 5
     assert udp.server(0).info()["timeout"] == 5
-    assert hs.timeout == -1  # that of hs.socket is another one
+    assert hs.timeout == -1  # hs.socket has its own timeout
 
 
 async def test_a_new_udp_object_sends_with_the_modules_timeout(
@@ -107,7 +107,7 @@ async def test_a_new_udp_object_sends_with_the_modules_timeout(
 
 
 @pytest.mark.parametrize("timeout", ["5", None, float("nan"), True])
-async def test_an_invalid_timeout_of_the_module_is_a_TypeError_in_new(
+async def test_new_raises_TypeError_if_the_modules_timeout_is_invalid(
     udp: UDPSockets, timeout: Any
 ) -> None:
     udp.timeout = timeout
@@ -172,7 +172,7 @@ async def test_server_listens_and_has_the_read_callback(
     server = udp.server(port, calls)
     assert server.info()["userData"] == "SERVER"
     await there.sendto(b"hello", (host, port))
-    assert await calls.none()  # it has to be told to receive
+    assert await calls.none()  # nothing is read before ``receive`` is called
     server.receive()
     assert (await calls.next())[0] == b"hello"
 

@@ -25,7 +25,7 @@ async def test_reusePort_lets_objects_listen_on_one_port(udp: UDPSockets, calls:
     first.receive()
     port = port_of(first)
     second: Any = udp.new(lambda data, addr: calls("second", data))
-    assert second.listen(port) is None  # both have to ask for it
+    assert second.listen(port) is None  # both objects must call reusePort
     assert second.reusePort(True).listen(port) is second
     second.receive()
     client: Any = udp.new().broadcast()
@@ -101,7 +101,7 @@ async def test_an_object_with_neither_version_cannot_be_opened(
     assert await calls.none()
 
 
-async def test_enableIPv_returns_None_for_other_versions_and_on_an_open_object(
+async def test_enableIPv_returns_None_for_invalid_versions_and_open_objects(
     udp: UDPSockets, log: Log
 ) -> None:
     created, server = udp.new(), udp.server(0)
@@ -124,7 +124,7 @@ async def test_enableIPv_returns_None_for_other_versions_and_on_an_open_object(
     [
         (4, LOCALHOST),
         (6, IPV6_LOCALHOST),
-        (None, IPV6_LOCALHOST),  # the first of the lookup
+        (None, IPV6_LOCALHOST),  # the first address of the lookup
         (5, IPV6_LOCALHOST),
         ("4", IPV6_LOCALHOST),
         (True, IPV6_LOCALHOST),
@@ -149,9 +149,7 @@ async def test_preferIPv_chooses_between_the_addresses_of_a_name(
     assert (data, sender(sockaddr)[0]) == (b"by connect", expected)
 
 
-async def test_preferIPv_uses_the_other_version_if_a_name_has_no_other(
-    udp: UDPSockets, calls: Calls
-) -> None:
+async def test_preferIPv_falls_back_to_the_other_version(udp: UDPSockets, calls: Calls) -> None:
     trio.socket.set_custom_hostname_resolver(Resolver(four=[LOCALHOST], six=[IPV6_LOCALHOST]))
     server = udp.server(0, calls)
     server.receive()

@@ -94,7 +94,7 @@ async def test_receive_methods_on_a_closed_object_return_None_and_log(
     assert getattr(created, method)(calls) is None
     assert "it is closed" in log.text
     created.listen(0)
-    assert getattr(created, method)() is created  # it has the callback
+    assert getattr(created, method)() is created  # the callback was set all the same
 
 
 async def test_datagrams_wait_until_receive(listening: UDPSocket, say: Say, calls: Calls) -> None:
@@ -240,7 +240,7 @@ async def test_setCallback_without_a_function_suspends_reading(
     assert listening.setCallback(*arguments) is listening
     await say(b"one", b"two")
     assert await calls.none()
-    listening.setCallback(calls)  # the mode is as it was
+    listening.setCallback(calls)  # ``receive`` is still in effect
     assert await data_of(calls, 2) == [b"one", b"two"]
 
 
@@ -269,7 +269,7 @@ async def test_setBufferSize_cuts_longer_datagrams(
     listening: UDPSocket, say: Say, calls: Calls
 ) -> None:
     listening.receive()
-    assert await calls.none()  # it also applies to the receive that is waiting
+    assert await calls.none()  # setBufferSize also applies to a receive in progress
     assert listening.setBufferSize(5) is listening
     await say(b"1234", b"12345", b"123456")
     assert await data_of(calls, 3) == [b"1234", b"12345", b"12345"]
@@ -291,7 +291,7 @@ async def test_setBufferSize_applies_to_one_version_or_both(udp: UDPSockets, cal
         for there, host, expected in [(ipv4, "127.0.0.1", b"12"), (ipv6, "::1", b"123")]:
             await there.sendto(b"123456", (host, port_of(server)))
             assert await data_of(calls, 1) == [expected]
-        server.setBufferSize(4, 5)  # any other version: both
+        server.setBufferSize(4, 5)  # any other number means both versions
         for there, host in [(ipv4, "127.0.0.1"), (ipv6, "::1")]:
             await there.sendto(b"123456", (host, port_of(server)))
             assert await data_of(calls, 1) == [b"1234"]
@@ -303,7 +303,7 @@ async def test_setBufferSize_0_drops_datagrams(
     listening.setBufferSize(0).receiveOne()
     await say(b"dropped", b"")
     assert await calls.none()
-    listening.setBufferSize(10)  # the one datagram has not come yet
+    listening.setBufferSize(10)  # receiveOne still waits for its datagram
     await say(b"one", b"two")
     assert await data_of(calls, 1) == [b"one"]
     assert await calls.none()
@@ -461,7 +461,7 @@ async def test_datagrams_wait_in_the_kernel_while_there_is_no_callback(
     assert [data[:1] for data in await data_of(calls, 5)] == [b"0", b"1", b"2", b"3", b"4"]  # type: ignore[index]
 
 
-async def test_a_flood_of_datagrams_leaves_other_tasks_their_turn(
+async def test_a_flood_of_datagrams_lets_other_tasks_run(
     listening: UDPSocket, there: Any, host: str, calls: Calls
 ) -> None:
     listening.receive()
@@ -475,7 +475,7 @@ async def test_a_flood_of_datagrams_leaves_other_tasks_their_turn(
     await until(lambda: len(turns) == 100)
 
 
-async def test_an_error_while_receiving_is_logged_and_receiving_goes_on(
+async def test_receiving_continues_after_a_logged_error(
     listening: UDPSocket, say: Say, calls: Calls, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recv, failures = trisock.UDPSocket.recv, iter(range(100))
@@ -489,7 +489,7 @@ async def test_an_error_while_receiving_is_logged_and_receiving_goes_on(
     listening.receive()
     for _ in range(10):
         await trio.lowlevel.checkpoint()
-    assert 0 < log.text.count("no memory") < 100  # other tasks have their turn
+    assert 0 < log.text.count("no memory") < 100  # other tasks run in between
     await say(b"one")
     assert await data_of(calls, 1) == [b"one"]
     assert log.text.count("no memory") == 100

@@ -82,7 +82,7 @@ async def test_send_passes_the_tag_to_its_callback(
     client.send("x", 7, calls).send("x", calls).send("x", 0, calls)
     client.send("x", None, calls).send("x", fn=calls, tag=9).send("x", tag=calls).send("x", 1)
     assert await calls.take(6) == [(7,), (-1,), (0,), (-1,), (9,), (-1,)]
-    assert await calls.none()  # each is called once
+    assert await calls.none()  # each callback is called once
     await received(there, 15)
 
 
@@ -107,7 +107,7 @@ async def test_send_passes_the_tag_to_its_callback(
         ((LOCALHOST, 9), {"timeout": 5}),
     ],
 )
-async def test_send_raises_TypeError_for_arguments_of_another_form(
+async def test_send_raises_TypeError_for_wrong_arguments(
     udp: UDPSockets, arguments: Any, named: Any
 ) -> None:
     client = udp.new()
@@ -140,7 +140,7 @@ async def test_send_raises_TypeError_for_a_host_on_a_connected_object(
 
 
 @pytest.mark.parametrize("data", [None, 5, ["x"]])
-async def test_send_raises_TypeError_for_other_data(udp: UDPSockets, data: Any) -> None:
+async def test_send_raises_TypeError_for_data_of_a_wrong_type(udp: UDPSockets, data: Any) -> None:
     client = udp.new()
     with pytest.raises(TypeError, match="data must be bytes or str"):
         client.send(data, LOCALHOST, 9)
@@ -181,7 +181,7 @@ async def test_sends_go_out_in_order(udp: UDPSockets, there: Any, host: str) -> 
         ("x", "", 9, "is not a host name"),
     ],
 )
-async def test_a_send_that_fails_is_logged_and_the_next_goes_out(
+async def test_a_failed_send_is_logged_and_later_sends_succeed(
     udp: UDPSockets, log: Log, calls: Calls, data: str, host: str, port: int, reason: str
 ) -> None:
     class Unknown(Resolver):
@@ -223,13 +223,13 @@ async def test_a_listening_object_answers_from_its_port(
 
 
 async def test_a_servers_failed_sends_are_logged_at_INFO(udp: UDPSockets, log: Log) -> None:
-    """Anyone can make a server answer to an address that cannot be answered."""
+    """Anyone can make a server send answers to an invalid address."""
     server = udp.server(0)
     for _ in range(100):
         server.send("answer", LOCALHOST, 0)
     for _ in range(10):
         await trio.lowlevel.checkpoint()
-    assert 0 < len(log.records) < 100  # other tasks have their turn
+    assert 0 < len(log.records) < 100  # other tasks run in between
     await until(lambda: len(log.records) == 100)
     assert {each.levelno for each in log.records} == {logging.INFO}
 
@@ -322,7 +322,7 @@ async def test_setTimeout_drops_only_the_send_that_takes_too_long(
     trio.socket.set_custom_hostname_resolver(WaitingResolver())
     port = there.getsockname()[1]
     client = udp.new().setTimeout(5).send("lost", "name", port, 1, calls)
-    client.send("lost", "name", port, 2, calls)  # its time starts when it is the first
+    client.send("lost", "name", port, 2, calls)  # its timeout starts when it is first in the queue
     client.setTimeout(-1).send("next", host, port, 3, calls)
     assert await there.recv(100) == b"next"
     assert 10 <= trio.current_time() < 11
@@ -344,7 +344,7 @@ async def test_setTimeout_keeps_the_timeout_of_queued_sends(
     assert await there.recv(100) == b"late"
 
 
-async def test_setTimeout_0_sends_what_need_not_wait(
+async def test_setTimeout_0_allows_sends_that_need_not_wait(
     udp: UDPSockets, host: str, there: Any, calls: Calls, log: Log
 ) -> None:
     trio.socket.set_custom_hostname_resolver(WaitingResolver(name=[host]))

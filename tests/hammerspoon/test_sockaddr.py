@@ -108,19 +108,19 @@ def test_parseAddress_does_not_convert_a_mapped_ipv4_address() -> None:
         LINUX6 + b"\0",
         bytes(16),
         bytes(28),
-        native(10) + LINUX4[2:],  # IPv6's family number, but IPv4's size
-        native(2) + LINUX6[2:],  # IPv4's family number, but IPv6's size
+        native(10) + LINUX4[2:],  # IPv6's family number, but IPv4's size.
+        native(2) + LINUX6[2:],  # IPv4's family number, but IPv6's size.
         bytes([16, 30]) + BSD4[2:],
         bytes([28, 2]) + BSD6[2:],
-        bytes([28, 10]) + BSD6[2:],  # Linux's family number in BSD's layout
-        native(30) + LINUX6[2:],  # BSD's family number in Linux's layout
-        bytes([28, 2]) + BSD4[2:],  # IPv6's length in an IPv4 address
-        bytes([16, 30]) + BSD6[2:],  # IPv4's length in an IPv6 address
-        native(1) + b"/run/socket\0\0\0",  # AF_UNIX
+        bytes([28, 10]) + BSD6[2:],  # Linux's family number in BSD's layout.
+        native(30) + LINUX6[2:],  # BSD's family number in Linux's layout.
+        bytes([28, 2]) + BSD4[2:],  # IPv6's length in an IPv4 address.
+        bytes([16, 30]) + BSD6[2:],  # IPv4's length in an IPv6 address.
+        native(1) + b"/run/socket\0\0\0",  # AF_UNIX.
         bytes([16, 1]) + b"/run/socket\0\0\0",
         native(1) + bytes(108),
-        native(16) + LINUX4[2:],  # 16 is a length on BSD, but a family number on Linux
-        native(28) + LINUX6[2:],  # 28 is a length on BSD, but a family number on Linux
+        native(16) + LINUX4[2:],  # On BSD, 16 is a length, but on Linux, a family number.
+        native(28) + LINUX6[2:],  # On BSD, 28 is a length, but on Linux, a family number.
     ],
 )
 def test_parseAddress_returns_None_for_anything_but_an_ip_sockaddr(sockaddr: object) -> None:

@@ -1,11 +1,11 @@
 """The public API as text, one line for each name: ``tests/project/api.txt``.
 
-After a change that is meant, write the file again::
+After an intended change, regenerate the file::
 
     cd tests; python -m helpers.api
 
-The text comes from the source. So it is the same on every Python, and has overloads and annotations
-as they are written.
+The text comes from the source. So the text is the same on every Python, and has overloads and
+annotations as written.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PUBLIC_MODULES = [
     "trisock.gunicorn",
 ]
 
-# Programs get these objects from trisock and never construct one. So the constructors of these
+# Programs get these objects from trisock and never construct them. So the constructors of these
 # classes are not public.
 NOT_CONSTRUCTED = {
     "trisock.Frames",
@@ -50,7 +50,7 @@ NOT_CONSTRUCTED = {
     "trisock.testing.FaultyRelay",
 }
 
-# Classes whose members are not public: only gunicorn calls them, or only the Socket.
+# The members of these classes are not public: only gunicorn or the Socket calls them.
 NO_MEMBERS = {"trisock.gunicorn.TrioWorker", "(IdleBlock)"}
 
 # The special methods that a program calls by a statement or an operator.
@@ -127,7 +127,7 @@ def describe(found: Found, path: str) -> Iterator[tuple[str, str]]:
 
 
 def describe_class(found: Found, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the lines of a class, with what it inherits from private classes."""
+    """Yield the lines of a class, including the members that it inherits from private classes."""
     assert found.class_ is not None
     outside: list[str] = []
     fields: dict[str, list[tuple[str, str]]] = {}

@@ -1,4 +1,4 @@
-"""Certificates that the kit's Authority does not issue."""
+"""Certificates that ``trisock.testing.Authority`` does not issue."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class CertificateAuthority:
         self._chain: bytes = b"" if issuer is None else self.pem + issuer._chain
 
     def own_certificate(self) -> Certificate:
-        """Return the authority's own certificate, for a server that uses it as its own."""
+        """Return the authority's own certificate, for a server that identifies itself with it."""
         return Certificate(self.pem, _key_pem(self._key))
 
     def issue(
@@ -80,7 +80,7 @@ class CertificateAuthority:
         revocation_list: str | None = None,
         with_chain: bool = True,
     ) -> Certificate:
-        """Issue a certificate for DNS names and addresses. It may have a common name, too.
+        """Issue a certificate for DNS names and addresses, with an optional common name.
 
         Without names, there is no subjectAltName. Without ``purpose``, both servers and clients can
         use the certificate.

@@ -4,7 +4,7 @@ To draw it::
 
     cd tests; python -m helpers.check_picture ../docs/check.svg
 
-The servers run on this machine, at fixed ports. rich turns what the terminal has got into an SVG.
+The servers run on this machine, at fixed ports. rich converts the terminal's output to SVG.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def draw(target: str) -> None:
     console.print()
     console.print(Text.from_ansi(shown.replace("\r\n", "\n").rstrip("\n")))
     svg = console.export_svg(title="trisock check", unique_id="check")
-    # A picture in a README loads no fonts: leave out where rich would get them.
+    # A picture in a README cannot load fonts: remove rich's links to its fonts.
     svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
     Path(target).write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")
 

@@ -1,4 +1,4 @@
-"""The command in the tests: how it is called, what it did, and servers for it."""
+"""Types for tests of the command: how to call it, its results, and the servers to check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Done:
-    """What the command did."""
+    """The exit status and the output of the command."""
 
     status: int
     out: str
@@ -21,9 +21,9 @@ Command = Callable[..., Done]
 
 @dataclass(frozen=True)
 class Servers:
-    """Three servers: good, with a certificate of 5 days, and with one for another name.
+    """The URLs of three servers. One certificate expires soon, and one has the wrong name.
 
-    ``ca``: the file of their authority.
+    ``ca``: the file with their authority's certificate.
     """
 
     ca: Path

@@ -1,4 +1,4 @@
-"""Finds where trisock defines a name, in the source: with what only type checkers read."""
+"""Find the definition of a name in trisock's source, including code for type checkers only."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Found:
 
     @property
     def is_type(self) -> bool:
-        """Whether this is a class, or a variable, such as an alias of a type."""
+        """Whether this is a class or a variable (for example a type alias), not a function."""
         return not self.functions
 
 
@@ -63,7 +63,7 @@ def statements(module: str) -> tuple[ast.stmt, ...]:
 
 
 def unconditional(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements, with those in an ``if``, such as ``if TYPE_CHECKING``."""
+    """Yield the statements, including those inside an ``if``, such as ``if TYPE_CHECKING``."""
     for statement in body:
         if isinstance(statement, ast.If):
             yield from unconditional([*statement.body, *statement.orelse])

@@ -1,4 +1,4 @@
-"""Exception groups, and an exception that no code can handle with ease."""
+"""Exception groups, and an exception that breaks the code that handles it."""
 
 from __future__ import annotations
 

@@ -16,23 +16,23 @@ import trisock
 SOURCE = Path(trisock.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-# From the bottom up. A module may import only from its own floor and from lower floors.
+# The floors, from the bottom up. A module may import only from its own and from lower floors.
 FLOORS = [
     {"_text", "_not_copyable", "_fork"},
     {"_guard", "_arguments"},
     {"_address", "_errors"},
     {"_tls"},
-    {"starttls"},  # below the Socket: it calls the public methods of the one it is given
+    {"starttls"},  # below the Socket: only calls public methods of the Socket it gets
     {"_net"},
     {"_udp"},
     {"_server"},
     {"_connect"},
-    {""},  # the public names
-    {"pluto", "hammerspoon", "testing", "gunicorn", "_command"},  # these use the public names
-    {"__main__"},  # runs the command
+    {""},  # The public names.
+    {"pluto", "hammerspoon", "testing", "gunicorn", "_command"},  # These use the public names.
+    {"__main__"},  # Runs the command.
 ]
 
-# What the faces may import: the public names, and a public module.
+# The faces may import only PUBLIC: the public names, and a public module.
 FACES = FLOORS[-2]
 PUBLIC = {"", "starttls"}
 

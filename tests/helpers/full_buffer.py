@@ -14,7 +14,7 @@ from trisock._udp import syscalls
 
 @contextlib.contextmanager
 def full_buffer(times: int, then: int = 0) -> Iterator[None]:
-    """Refuse a number of sends. Later ones fail with the errno ``then``, unless it is 0."""
+    """Refuse the first ``times`` sends. If ``then`` is not 0, later sends fail with this errno."""
     real = syscalls.send_to
     left = times
 

@@ -37,7 +37,7 @@ class Fuzz:
         self.examples = 0
 
     def __call__(self, check: Check, examples: int, **strategies: st.SearchStrategy[Any]) -> None:
-        """Run ``check(**drawn)`` on the ``number_of`` these examples."""
+        """Run ``check(**drawn)`` on as many examples as ``number_of(examples, times)`` returns."""
 
         def counted(**drawn: Any) -> None:
             self.examples += 1
@@ -59,7 +59,7 @@ class Fuzz:
     def run_machine(
         self, machine: type[RuleBasedStateMachine], examples: int, *, steps: int
     ) -> None:
-        """Run a state machine on the ``number_of`` these examples, which are always new ones."""
+        """Run a state machine like a check, but on different examples in every run."""
         self.examples += number_of(examples, self._times)
         tuned = settings(self._settings(examples), derandomize=False, stateful_step_count=steps)
         run_state_machine_as_test(machine, settings=tuned)

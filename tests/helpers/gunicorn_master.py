@@ -29,7 +29,7 @@ from trisock.gunicorn import App
 async def handler(sock):
     async for line in sock.lines(max_bytes=100):
         if line == b"block":
-            # Not by logging: SIGABRT comes at once, and could not be logged in the middle of that.
+            # Do not log: if SIGABRT arrives during the call, its handler cannot log.
             os.write(2, b"blocks\\n")
             time.sleep(60)
         elif line == b"exit":
@@ -61,21 +61,21 @@ class Master:
             self._more = trio.Event()
 
     def found(self, pattern: str) -> list[str]:
-        """Return what the group of the pattern matches, in all lines logged."""
+        """Return all matches of the pattern's group in the log."""
         return re.findall(pattern, "\n".join(self.log))
 
     async def logged(self, pattern: str, times: int = 1) -> list[str]:
-        """Wait until a pattern has been logged so many times."""
+        """Wait until the log matches a pattern at least ``times`` times."""
         while len(found := self.found(pattern)) < times:
             await self._more.wait()
         return found
 
     async def workers(self, number: int) -> list[int]:
-        """Wait until so many workers have been started. Return their PIDs."""
+        """Wait until ``number`` workers have been started. Return their PIDs."""
         return [int(pid) for pid in await self.logged(r"Booting worker with pid: (\d+)", number)]
 
     async def exited(self, pid: int) -> None:
-        """Wait until a worker has ended in an orderly way."""
+        """Wait until a worker has logged its exit."""
         await self.logged(rf"Worker exiting \(pid: ({pid})\)")
 
     async def ask(self, line: bytes, *, tls: ClientTLS | None = None) -> tuple[int, bytes]:
@@ -100,8 +100,8 @@ async def gunicorn(
 
     Args:
       app: the text of the module ``app``.
-      target: the program in it. ``None``: gunicorn.conf.py says this, and the worker's class.
-      status: the exit status that is expected.
+      target: the program in ``app``. If ``None``, gunicorn.conf.py sets program and worker class.
+      status: the expected exit status.
     """
     (folder / "app.py").write_text(app)
     command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
@@ -134,7 +134,7 @@ async def gunicorn(
 
 
 class Load:
-    """Clients that connect, ask and read the answer, without pause. Any failure is raised.
+    """Clients that connect, ask, and read the answer, again and again. Any failure is raised.
 
     Attributes:
       answers: how many answers each worker has given, by PID.
@@ -167,7 +167,7 @@ class Load:
             self._more = trio.Event()
 
     async def answered(self, by: list[int], times: int = 20) -> None:
-        """Wait until each of these workers has given so many further answers."""
+        """Wait until each of these workers has given ``times`` more answers."""
         before = self.answers.copy()
         while any(self.answers[pid] - before[pid] < times for pid in by):
             await self._more.wait()

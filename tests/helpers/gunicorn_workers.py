@@ -16,7 +16,7 @@ from trisock.gunicorn import TrioWorker
 
 
 class Program:
-    """What gunicorn has in place of the program that it loads."""
+    """A stand-in for gunicorn's application object, which loads the user's program."""
 
     def __init__(self, app: Any) -> None:
         self.callable = None

@@ -27,12 +27,12 @@ listen proxy
 async def haproxy(
     where: str | Path, port: int, directory: Path, *, server: str, bind: str = "", lines: str = ""
 ) -> AsyncIterator[int]:
-    """Run HAProxy on a socket that already listens. HAProxy forwards to ``port``.
+    """Run HAProxy on a socket that already listens. It forwards connections to ``port``.
 
     Args:
-      where: an address, or a path.
-      directory: for the configuration.
-      server, bind: the options of the lines ``server`` and ``bind``.
+      where: the IP address or Unix path on which HAProxy listens.
+      directory: where to write the configuration file.
+      server, bind: options for the configuration's ``server`` and ``bind`` lines.
       lines: further lines of the configuration.
 
     Yield HAProxy's own port, or 0 if it listens on a path.

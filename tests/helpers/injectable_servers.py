@@ -1,4 +1,4 @@
-"""Servers for the injection test: what came behind STARTTLS they believe, forget, or answer."""
+"""Servers for the injection test, which accept, drop or answer a command after STARTTLS."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from trisock._command.injected_commands import INJECTED_COMMANDS
 
 
 class Manner(enum.Enum):
-    """What a server does with a command that came behind STARTTLS."""
+    """What a server does with a command that arrived in the same segment as STARTTLS."""
 
     BELIEVES = "answers it inside TLS"
     FORGETS = "drops it, as Postfix does"
     ANSWERS = "answers it in plain text, ahead of TLS"
     MUTE = "answers nothing at all inside TLS"
-    HANGS = "does not go on to TLS"
+    HANGS = "never starts TLS"
 
 
 @dataclass(frozen=True)
 class Words:
-    """What a server says.
+    """The messages of a server.
 
-    ``request`` matches all of the message that asks for TLS. ``bye`` answers the command that
-    ends the session, and ``answer`` the injected command. ``before`` are the client's words before
-    STARTTLS, each with its reply.
+    ``request`` matches the whole message that asks for TLS. ``bye`` answers the command that
+    ends the session, and ``answer`` the injected command. ``before`` has the client's commands
+    before STARTTLS, each with its reply.
     """
 
     greeting: bytes
@@ -123,7 +123,7 @@ def server(protocol: str, manner: Manner, tls: ServerTLS) -> LocalServer:
     async def handler(sock: Socket) -> None:
         await sock.send(words.greeting)
         rest = await _reach_starttls(sock, words)
-        # Where there is no go-ahead (MySQL), the handshake may have arrived as well.
+        # MySQL has no go-ahead, so the client's handshake may have arrived already.
         size = len(INJECTED_COMMANDS[protocol].command) if b"\x16\x03" not in rest[:3] else 0
         injected = rest[:size]
         sock.unrecv(rest[size:])
@@ -142,7 +142,7 @@ def server(protocol: str, manner: Manner, tls: ServerTLS) -> LocalServer:
 
 
 async def _reach_starttls(sock: Socket, words: Words) -> bytes:
-    """Answer the client until it asks for TLS. Returns what came behind, in the same segment."""
+    """Answer the client until it asks for TLS. Return the rest of that segment."""
     while data := await sock.recv():
         found = re.search(words.request, data, re.DOTALL)
         if found is not None:

@@ -19,7 +19,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A handler, the role of TLS from the start (or None), and a port (0: any free one)."""
+    """A handler, the role for implicit TLS (or None), and a port (0: any free port)."""
 
     handler: Handler
     tls: ServerTLS | None = None
@@ -28,7 +28,7 @@ class LocalServer:
 
 @contextlib.contextmanager
 def serving(*servers: LocalServer) -> Iterator[list[int]]:
-    """Run servers on loopback during a block. Yields their ports."""
+    """Run servers on loopback during a block. Yield their ports."""
     started: Queue[tuple[trio.lowlevel.TrioToken, trio.CancelScope, list[int]]] = Queue()
 
     async def main() -> None:
@@ -52,7 +52,7 @@ def serving(*servers: LocalServer) -> Iterator[list[int]]:
 
 
 async def quiet(sock: Socket) -> None:
-    """Read until the client ends."""
+    """Read until EOF."""
     async for _ in sock:
         pass
 

@@ -75,8 +75,8 @@ class Message:
 
     line: bytes
     times: int = 1
-    record: int = 16384  # how many bytes of the data go into one TLS record
-    held: int = 0  # how many trailing wire bytes the peer withholds until its next send
+    record: int = 16384  # How many bytes of the data go into one TLS record.
+    held: int = 0  # How many trailing wire bytes the peer withholds until its next send.
 
     @property
     def data(self) -> bytes:
@@ -94,10 +94,10 @@ class Peer:
         raw.setblocking(False)
         self.raw = raw
         self.on_written = on_written
-        self.wire = bytearray()  # not yet written
-        self.held = 0  # how many trailing bytes of ``wire`` are withheld
-        self.ending: str | None = None  # how the stream will end, or None if undecided
-        self.ended: str | None = None  # how the stream has ended, or None if it has not
+        self.wire = bytearray()  # Not yet written.
+        self.held = 0  # How many trailing bytes of ``wire`` are withheld.
+        self.ending: str | None = None  # How the stream will end, or None if undecided.
+        self.ended: str | None = None  # How the stream has ended, or None if it has not.
         self.fin = False
 
     def send(self, message: Message) -> None:

@@ -33,9 +33,9 @@ class Taken(NamedTuple):
 class Expected(NamedTuple):
     """The expected results of a read's steps."""
 
-    taken: list[Taken]  # the results of the steps that return
-    ending: str | None  # the outcome of the next step, or None if all steps return
-    dropped: int = 0  # how many unread bytes the next step consumes although it does not return
+    taken: list[Taken]  # The results of the steps that return.
+    ending: str | None  # The outcome of the next step, or None if all steps return.
+    dropped: int = 0  # How many unread bytes the next step consumes although it does not return.
 
 
 class Read(abc.ABC):
@@ -175,7 +175,7 @@ class Format(abc.ABC):
             assert failure.limit == self.max_bytes
 
     def wanted(self, unread: bytearray) -> int | None:
-        """Return the value that an IncompleteReadError must have in ``expected``."""
+        """Return the right value for the attribute ``expected`` of an IncompleteReadError."""
         return None
 
 

@@ -106,7 +106,7 @@ async def imap_login(sock: Socket) -> None:
 
 
 async def imap_hello(sock: Socket) -> None:
-    """Ask a server that supports only SASL's PLAIN, and only with TLS, what it offers."""
+    """Check that a server under TLS offers SASL's PLAIN, and no longer offers STARTTLS."""
     (capabilities,) = await imap(sock, b"CAPABILITY")
     assert b"AUTH=PLAIN" in capabilities.split()
     assert b"STARTTLS" not in capabilities.split()

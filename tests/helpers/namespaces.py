@@ -18,7 +18,7 @@ import pytest
 _CLONE_NEWNET = 0x40000000
 _CURRENT = "/proc/thread-self/ns/net"
 
-# The multicast groups of netlink that tell about interfaces and routes (linux/rtnetlink.h).
+# Netlink's multicast groups for changes of interfaces and routes (linux/rtnetlink.h).
 _RTMGRP_LINK = 1
 _RTMGRP_IPV6_ROUTE = 0x400
 
@@ -52,9 +52,9 @@ class Namespace:
             subprocess.run(["ip", *arguments.split()], check=True, pass_fds=descriptors)
 
     def change(self, arguments: str, question: str, answer: str) -> None:
-        """Run ``ip`` in this namespace, and wait until it answers a question with a text.
+        """Run ``ip arguments``, then wait until the output of ``ip question`` contains ``answer``.
 
-        The kernel does some of its work later, such as adding the route of a new IPv6 address.
+        The kernel makes some changes only later, such as the route of a new IPv6 address.
         """
         with (
             self.entered(),
@@ -70,7 +70,7 @@ class Namespace:
     def add_ipv6(self, address: str, interface: str) -> None:
         """Add an address with a prefix of 64 bits to an interface that is up."""
         self.change(
-            # Without the search for duplicates, which takes time.
+            # nodad: duplicate address detection would delay the test.
             f"address add {address}/64 dev {interface} nodad",
             "-6 route show table local",
             f"local {address} ",

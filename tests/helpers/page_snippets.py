@@ -12,7 +12,7 @@ import textwrap
 
 from helpers.documents import ROOT
 
-# What the parts use. A page says in words what these are.
+# The names that parts use. The text of a page explains them, but no snippet defines them.
 SURROUNDINGS = """
 from __future__ import annotations
 

@@ -6,16 +6,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
-# Debian's programs that run those of the newest PostgreSQL.
+# Debian's wrappers, and the program that each one runs in the newest PostgreSQL.
 _BEHIND = {"pg_ctlcluster": "postgres", "psql": "psql"}
 
 
 def package_of(program: str) -> str:
-    """Return the package and the version of a program, or say that it belongs to no package."""
+    """Return a program's package and version, or a text that says why there is none."""
     path = _path(program)
     if path is None:
         return f"{program} (not installed)"
-    # dpkg knows a path as the package wrote it: without links, and perhaps without /usr.
+    # dpkg knows only the path in the package: no symbolic links, and perhaps no /usr.
     names = dict.fromkeys([str(path), str(path.resolve()), str(path).removeprefix("/usr")])
     for name in names:
         package = _dpkg_query("--search", name).partition(": ")[0]

@@ -96,7 +96,7 @@ VALID = [
 
 
 def refused_by_package(data: bytes) -> bool | None:
-    """Return whether the package refuses the header. ``None``: it waits for the rest."""
+    """Return whether the package refuses the header, or ``None`` if it needs more bytes."""
     try:
         if data.startswith(b"PROXY "):
             line, newline, _ = data.partition(b"\n")
@@ -119,16 +119,16 @@ def refused_by_package(data: bytes) -> bool | None:
 
 
 def fields_of(data: bytes) -> tuple[int, int]:
-    """Return the command, and the family and protocol, of a header of version 2. Else zeros."""
+    """Return two bytes of a version 2 header: command, family and protocol. Otherwise zeros."""
     if data.startswith(SIGNATURE) and len(data) >= 16:
         return data[12], data[13]
     return 0, 0
 
 
 def places_of(data: bytes, at: int) -> list[tuple[int, int]] | None:
-    """Return the type and the place of each TLV from ``at`` on, or ``None`` if there is other data.
+    """Return the type and the offset of the value of each TLV, starting at ``at``.
 
-    The place is that of the value.
+    Return ``None`` if the data is not a sequence of TLVs.
     """
     end = 16 + struct.unpack_from("!H", data, 14)[0]
     found = []
@@ -144,11 +144,11 @@ def places_of(data: bytes, at: int) -> list[tuple[int, int]] | None:
 def package_errs(data: bytes) -> bool:
     """Return whether the package may refuse this header although it is valid.
 
-    - It computes the checksum over the TLVs in the order of their types. By section 2.2.3, the
-      checksum is that of the bytes received.
-    - It does not ignore what follows the head of a LOCAL header: it looks for a checksum in
-      addresses, and in what is no sequence of TLVs.
-    - It knows only ASCII paths.
+    - The package sorts the TLVs by type before it computes the checksum. Section 2.2.3 requires a
+      checksum of the bytes as received.
+    - The package does not ignore the data after the first 16 bytes of a LOCAL header: it looks for
+      a checksum even in addresses and in bytes that are not TLVs.
+    - The package supports only ASCII paths.
     """
     command, family = fields_of(data)
     if command not in (LOCAL, PROXY):
@@ -170,8 +170,8 @@ def package_errs(data: bytes) -> bool:
 def haproxy_errs(data: bytes) -> bool:
     """Return whether HAProxy 2.6 may refuse this header although it is valid.
 
-    - It does not ignore what follows UNKNOWN.
-    - A receiver may refuse UDP, Unix sockets and unspecified families only by using the
+    - HAProxy does not ignore the text after UNKNOWN.
+    - A receiver that does not support UDP, Unix sockets or unspecified families must use the
       connection's own addresses (section 2.2). HAProxy looks for TLVs in the wrong place, and
       refuses the header.
     """

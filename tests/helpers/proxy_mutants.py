@@ -1,4 +1,4 @@
-"""Random PROXY headers: valid ones, and what mutations make of them."""
+"""Random PROXY headers: valid ones, and mutated ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 
 from helpers.proxy_headers import LOCAL, PROXY, VALID, binary, tlv, with_crc
 
-# What replaces a part of a line.
+# Each mutation of a line replaces a part with one of these.
 TOKENS = [
     b"", b" ", b"  ", b"\r", b"\n", b"\r\n", b"\0", b"\t", b"0", b"00", b"-1", b"+1", b"65535",
     b"65536", b"99999", b"256", b"1.2.3.4", b"01.2.3.4", b"1.2.3", b"::", b"::1", b":::",

@@ -1,4 +1,4 @@
-"""A pseudo-terminal, for programs that look whether they are on a terminal."""
+"""A pseudo-terminal, for programs that check whether they run on a terminal."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def open_terminal(width: int = WIDTH) -> tuple[int, int]:
 
 
 class PseudoTerminal:
-    """A program on a pseudo-terminal, and the user in front of it.
+    """A program on a pseudo-terminal, and its user, who types and reads.
 
     Attributes:
-      slave: the program's end, which the shell would share.
+      slave: the program's end of the terminal. On a real terminal, the shell shares it.
       process: the program.
     """
 
@@ -59,7 +59,7 @@ class PseudoTerminal:
         os.write(self._master, keys.encode())
 
     def read_until(self, text: str) -> str:
-        """Return what is shown, as soon as it contains the text."""
+        """Wait until the output contains the text. Return all output so far."""
         end = time.monotonic() + DEADLINE
         while text.encode() not in self._shown:
             ready, _, _ = select.select([self._master], [], [], end - time.monotonic())
@@ -72,7 +72,7 @@ class PseudoTerminal:
         return self._shown.decode(errors="replace")
 
     def wait(self) -> int:
-        """Wait for the end of the program. Returns its exit status."""
+        """Wait until the program exits. Return its exit status."""
         end = time.monotonic() + DEADLINE
         while self.process.poll() is None:
             assert time.monotonic() < end, self._shown

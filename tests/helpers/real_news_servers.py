@@ -86,8 +86,8 @@ set telopt start-tls refused
 def iksd(authority: Authority, *, tls: bool = True) -> Iterator[RealServer]:
     """Start iksd, C-Kermit as a Telnet server, with or without the option START_TLS.
 
-    iksd serves one connection on its standard input, so systemd's tool listens for it. It reads one
-    file only, which a mount of its own replaces.
+    iksd serves one connection on its standard input, so ``systemd-socket-activate`` listens for it.
+    iksd reads only /etc/kermit/iksd.conf, so a private mount replaces this file.
     """
     with prepared(authority, "telnet", rsa=True) as (directory, ports):
         configuration = directory / "iksd.conf"

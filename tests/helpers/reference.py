@@ -1,7 +1,7 @@
 """The pages of the reference: the names that each section documents, and its examples.
 
 A section begins with a heading. It has the directives of some names, and programs that use these
-names. The output of each program follows it, in a block of ``text``.
+names. A ``text`` block after a program shows its output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .documents import ROOT
 DIRECTIVE = re.compile(r"^\.\. auto\w+:: ([.\w]+).*\n((?:   :.*\n)*)", re.MULTILINE)
 MEMBERS = re.compile(r"^   :members:(.*)", re.MULTILINE)
 
-# A row of a table, or the sentence that describes a dictionary.
+# A name in a row of a table, or at the start of a sentence such as "`trisock.x` maps ...".
 ROW = re.compile(r"^(?:\| )?`(trisock\.[.\w]+)` (?:\||maps)", re.MULTILINE)
 
 EXAMPLE = re.compile(
@@ -28,13 +28,13 @@ EXAMPLE = re.compile(
 # A field of a dataclass or a dict, as ``print`` and ``pprint`` show it.
 FIELD = re.compile(r"\b(\w+)=|'(\w+)':")
 
-# A property that stands among the attributes in the docstring of its class.
+# A property that its class's docstring describes, among the attributes.
 DESCRIBED_BY_CLASS = {"trisock.IncompleteReadError.partial"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A program, and what it prints (``""`` if the page does not say it)."""
+    """A program, and its output (``""`` if the page does not show it)."""
 
     program: str
     output: str
@@ -83,7 +83,7 @@ def sections() -> list[Section]:
 
 
 def section_of(name: str) -> Section | None:
-    """Return the section that documents a name, by a directive of its own or of its class."""
+    """Return the section with the directive of a name, or of the class that it belongs to."""
     owner = name.rpartition(".")[0]
     for wanted in (name, f"{owner}.*", *([owner] if is_field(name) else [])):
         for section in SECTIONS:
@@ -93,12 +93,12 @@ def section_of(name: str) -> Section | None:
 
 
 def is_field(name: str) -> bool:
-    """Return whether the docstring of a class describes this name. Methods have their own."""
+    """Return whether a class's docstring describes this name. A method has its own docstring."""
     return "def(" not in SIGNATURES[name][0] or name in DESCRIBED_BY_CLASS
 
 
 def names_in(node: ast.AST) -> Iterator[str]:
-    """Yield the name that a node of a program uses: also a keyword argument, or a key of a dict."""
+    """Yield the name that a syntax node uses: a variable, attribute, keyword argument or key."""
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
             yield name

@@ -108,7 +108,7 @@ async def send_and_end(sock: Socket, data: bytes) -> None:
 
 
 async def read_to_end(sock: Socket) -> bytes:
-    """Return all data until the peer ends its direction. Ours may have ended earlier."""
+    """Return all data until the peer ends its direction. Our direction may have ended before."""
     received = bytearray()
     try:
         async for chunk in sock:

@@ -21,7 +21,7 @@ class Resolver(trio.abc.HostnameResolver):
         self, host: bytes | None, port: int, family: int = 0, type: int = 0, *_: int
     ) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
         self.asked.append(host)
-        await trio.lowlevel.checkpoint()  # a real lookup also yields
+        await trio.lowlevel.checkpoint()  # a real lookup lets other tasks run, too
         found: list[tuple[int, int, int, str, tuple[object, ...]]] = [
             (
                 socket.AF_INET6 if ":" in address else socket.AF_INET,

@@ -1,4 +1,4 @@
-"""Handlers, servers whose handlers may fail, clients, broadcasts, and a filter for log records."""
+"""Handlers, clients, broadcasts, servers whose handlers may fail, and a filter for log records."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def bound(
 
 
 def limit_of_the_backlog(sock: socket.socket) -> int:
-    """Return the kernel's limit for a listening socket: tcpi_sacked in struct tcp_info."""
+    """Return a listening socket's limit of the backlog: tcpi_sacked in struct tcp_info."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
     return int.from_bytes(info[28:], sys.byteorder)
 
@@ -62,7 +62,7 @@ def opening(server: trisock.Server) -> list[Connection]:
 
 
 async def until_refused(port: int) -> None:
-    """Connect again and again, until nobody listens on the port."""
+    """Connect again and again, until the port refuses connections."""
     while True:
         try:
             sock = await trisock.connect("127.0.0.1", port)
@@ -86,7 +86,7 @@ async def broadcasting(
 ) -> AsyncIterator[list[int]]:
     """Start a broadcast and run the block. When the block ends, wait for the broadcast.
 
-    Then the yielded list contains the result: how many connections accepted all of the data.
+    After the block, the yielded list contains the number of connections that accepted all data.
     """
     delivered: list[int] = []
 
@@ -100,5 +100,5 @@ async def broadcasting(
 
 
 def logged(log: pytest.LogCaptureFixture, level: int) -> list[logging.LogRecord]:
-    """Return the records at this level and above."""
+    """Return the log records at this level and above."""
     return [each for each in log.records if each.levelno >= level]

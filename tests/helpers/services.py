@@ -1,4 +1,4 @@
-"""Programs with a service, and a stand-in for systemd that receives what they tell it."""
+"""Programs that run a service, and a stand-in for systemd that receives notifications."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def no_stray_cancelled() -> Iterator[None]:
 async def checked_service(
     check: Callable[[], Awaitable[object]], **options: Any
 ) -> AsyncIterator[Service]:
-    """Open a service, and stop it when ``check()`` has returned. Fail if it ends before."""
+    """Open a service, and stop it when ``check()`` returns. Fail if the service ends earlier."""
     checked = False
 
     async def check_and_stop() -> None:

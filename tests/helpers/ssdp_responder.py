@@ -1,6 +1,6 @@
-"""Answer the first search of a command by multicast, and print what the command prints.
+"""Run a command, and answer its first multicast search.
 
-Run it in a network of its own, where the loopback interface has a route for multicast::
+Run this file in a network namespace whose loopback interface has a route for multicast::
 
     python tests/helpers/ssdp_responder.py python examples/hammerspoon_ssdp.py
 """

@@ -65,7 +65,7 @@ MYSQL_REQUEST = packet_of(1, struct.pack("<IIB23x", 0x8AA05, 0xFFFFFF, 45))
 
 @dataclass
 class Heard:
-    """What our side must have sent."""
+    """Data that our side must send at this point."""
 
     data: bytes
 
@@ -202,7 +202,7 @@ def said_by_us(conversation: Conversation) -> bytes:
 
 
 class EndOfInputError(Exception):
-    """The negotiation wants more than there is."""
+    """The negotiation needs more bytes than the conversation has."""
 
 
 class Replay:
@@ -210,9 +210,9 @@ class Replay:
 
     Attributes:
       sent: what the negotiation has sent.
-      unread: what it has not read.
-      greeting: what it returned, or ``None``.
-      refusal: what it raised, or ``None``.
+      unread: the received bytes that the negotiation has not read.
+      greeting: the negotiation's return value, or ``None``.
+      refusal: the ``Refusal`` that the negotiation raised, or ``None``.
     """
 
     def __init__(self, negotiation: Negotiation, received: bytes) -> None:

@@ -1,6 +1,6 @@
 """Scripted servers of each STARTTLS protocol, which behave well, or badly in one way.
 
-``openssl s_client`` and our client use different words, so a script expects a pattern.
+``openssl s_client`` and our client send different commands, so a script expects patterns.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ _GOOD: dict[str, Steps] = {
 
 PROTOCOLS = tuple(_GOOD)
 
-# What a bad server says instead of a step.
+# Each bad behaviour: the step that it replaces, and what the server sends instead.
 _BAD: dict[str, dict[str, tuple[str, bytes]]] = {
     "smtp": {
         "unwelcome": ("greeting", b"554 no\r\n"),
@@ -179,7 +179,8 @@ _BAD: dict[str, dict[str, tuple[str, bytes]]] = {
 }
 _BAD["lmtp"], _BAD["xmpp-server"] = _BAD["smtp"], _BAD["xmpp"]
 
-# Here s_client takes a chunk for a whole reply: if it reads fast, it fails or waits for ever.
+# In these protocols, s_client mistakes each chunk for a whole reply: if a reply arrives in pieces,
+# s_client fails or waits forever.
 _CHUNKS = ("sieve", "nntp", "ldap", "mysql", "xmpp", "xmpp-server", "telnet")
 
 # Behaviours where the client must begin TLS.
@@ -209,7 +210,7 @@ def script(protocol: str, behaviour: str, *, s_client: bool) -> Script:
 
 
 def _bad_step(protocol: str, behaviour: str, steps: Steps) -> tuple[str, bytes]:
-    """Return the step that is bad, and what the server says there."""
+    """Return the step to replace, and what the server sends instead."""
     if behaviour in _BAD[protocol]:
         return _BAD[protocol][behaviour]
     if behaviour == "injected":
@@ -220,7 +221,7 @@ def _bad_step(protocol: str, behaviour: str, steps: Steps) -> tuple[str, bytes]:
 
 
 def _spoil(steps: Steps, bad: str, said: bytes, *, s_client: bool) -> None:
-    """Replace a step. If it says nothing or ends an XMPP stream, it is the last one."""
+    """Replace a step. If the new step sends nothing or ends an XMPP stream, it is the last step."""
     steps[bad] = said.replace(b"TAG", b"." if s_client else _OUR_TAGS.get(bad, b""))
     if not said or b"</stream:stream>" in said:
         names = list(steps)

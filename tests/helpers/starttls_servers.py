@@ -1,7 +1,7 @@
 """Small STARTTLS servers, for third-party clients.
 
 Each server is a function ``protocol(site, sock)``. It supports the commands that the clients send.
-Where ``trisock.starttls.accept`` knows the protocol, it is the server until TLS has started.
+If ``trisock.starttls.accept`` supports the protocol, it acts as the server until TLS starts.
 """
 
 from __future__ import annotations

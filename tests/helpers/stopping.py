@@ -1,4 +1,4 @@
-"""Servers that stop: their listeners, how they close the door, and clients at each moment."""
+"""Helpers for stopping servers: listeners, packet filters, and clients that connect meanwhile."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import trisock
 from trisock import Listener, Socket
 from trisock._server import draining
 
-needs_filter = pytest.mark.skipif(os.geteuid() != 0, reason="a filter may need root")
+needs_filter = pytest.mark.skipif(os.geteuid() != 0, reason="attaching this filter may need root")
 
-# SO_LOCK_FILTER: from then on, SO_ATTACH_FILTER fails with EPERM, even for root.
+# After SO_LOCK_FILTER is set, SO_ATTACH_FILTER fails with EPERM, even for root.
 LOCK_FILTER = 44
 
-# Drops each packet without the SYN flag: a client's handshake cannot end. (The same instructions,
-# with the last two exchanged.)
+# Drops each packet without the SYN flag, so a client's handshake cannot complete. It is _DROP_SYN
+# with its last two instructions exchanged.
 DROP_ACK = draining._DROP_SYN[:16] + draining._DROP_SYN[24:] + draining._DROP_SYN[16:24]
 
 
 def lock_filter(listener: Listener) -> None:
-    """Allow no filter on the sockets of a listener."""
+    """Prevent a later SO_ATTACH_FILTER on the sockets of a listener."""
     for sock in listener._listening.sockets:
         sock.setsockopt(socket.SOL_SOCKET, LOCK_FILTER, 1)
 
@@ -62,7 +62,7 @@ async def greet(sock: Socket) -> None:
 
 
 class ConnectingAtEachStep(trio.abc.Instrument):
-    """Connects a client before each step of a task, until there are 60."""
+    """Connects a client before each step of any task, up to 60 clients."""
 
     def __init__(self, address: tuple[str, int] | str) -> None:
         self.address = address

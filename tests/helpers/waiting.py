@@ -9,12 +9,12 @@ from trisock._net.syscalls import poll_readable
 
 
 def is_waiting(udp: UDPSocket) -> bool:
-    """Return whether a datagram can be received. On loopback, a send delivers it at once."""
+    """Return whether a datagram has arrived. On loopback, it arrives before the send returns."""
     return poll_readable(udp.fileno()) != 0
 
 
 async def receive_twice(udp: UDPSocket) -> int:
-    """Receive in two tasks at the same time. Return how many of them were refused."""
+    """Receive in two tasks at once. Return how many got BusyResourceError."""
     refused = 0
 
     async def receive() -> None:

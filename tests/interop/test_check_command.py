@@ -1,4 +1,4 @@
-"""``trisock check --injection`` with real servers, none of which believes injected text."""
+"""``trisock check --injection`` with real servers, all of which ignore injected commands."""
 
 from __future__ import annotations
 

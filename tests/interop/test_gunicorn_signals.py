@@ -68,7 +68,7 @@ async def test_usr2_starts_a_second_master_that_takes_over(tmp_path: Path, free_
             await master.exited(old[0])
             await master.logged("Master has been promoted")
             await load.answered(new)
-        os.killpg(master.process.pid, signal.SIGTERM)  # the second master has the same group
+        os.killpg(master.process.pid, signal.SIGTERM)  # the second master's group, too
         await master.exited(new[0])
 
 

@@ -99,8 +99,8 @@ async def test_haproxy_health_checks_have_no_client_address(
 
 
 @pytest.mark.parametrize("version", [1, 2])
-async def test_a_check_alone_can_send_a_header(version: int, pem: Path) -> None:
-    # Version 1 cannot mark health checks: HAProxy shows itself as the client.
+async def test_haproxy_can_send_headers_for_health_checks_only(version: int, pem: Path) -> None:
+    # Version 1 cannot mark health checks: the header has HAProxy's own address.
     behind = Behind()
     sent = "send-proxy" if version == 1 else "send-proxy-v2"
     check = f"{sent} check check-send-proxy inter 100ms"

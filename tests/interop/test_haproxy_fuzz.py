@@ -1,4 +1,4 @@
-"""What HAProxy says of thousands of PROXY headers, most of them malformed."""
+"""HAProxy and trisock read thousands of PROXY headers, most of them malformed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trisock._net.proxy_parser import parse_proxy_header
 
 pytestmark = pytest.mark.needs("haproxy")
 
-# Headers that HAProxy gets at a time. It gets each header in one piece, as it requires.
+# How many headers HAProxy gets at a time. HAProxy requires each header in one segment.
 BATCH = 50
 
 REST = b"the rest"
@@ -63,7 +63,7 @@ async def ask_haproxy(port: int, headers: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("count", [700, pytest.param(14_000, marks=pytest.mark.interop)])
-async def test_what_haproxy_refuses_is_refused_and_reaches_no_handler(
+async def test_headers_that_haproxy_refuses_reach_no_handler(
     count: int, times: int, tmp_path: Path
 ) -> None:
     seed = 1 if times == 1 else secrets.randbits(64)
@@ -102,7 +102,7 @@ async def test_what_haproxy_refuses_is_refused_and_reaches_no_handler(
         with contextlib.suppress(ValueError):
             parsed = parse_proxy_header(data + REST)
         if parsed is None:
-            # What haproxy_is_lax names is malformed, but HAProxy accepts it.
+            # HAProxy may accept the malformed headers that haproxy_is_lax describes.
             assert answer == b"" or haproxy_is_lax(data), data
             is_refused = answer == b"" or refused_by_package(data + REST) is True
             refused_by_both += is_refused
@@ -114,7 +114,7 @@ async def test_what_haproxy_refuses_is_refused_and_reaches_no_handler(
             # If nothing follows the header, HAProxy may see the client's FIN before it has
             # connected to the backend. Then it sends no answer.
             assert haproxy_errs(data) or size == len(data + REST), data
-        elif header.source is None:  # then HAProxy shows itself as the client
+        elif header.source is None:  # HAProxy sends its own address instead
             assert answer.partition(b"\n")[2] == (data + REST)[size:]
         else:
             assert answer == expected[-1], data

@@ -119,5 +119,5 @@ async def test_nginx_accepts_the_header_that_connect_sends(
     source, destination = ends
     if version == 2:
         assert response.endswith(f"{source.host} {source.port} {destination.host}".encode())
-    else:  # nginx does not bring an address in a line into its shortest form
+    else:  # nginx does not shorten an address from a version 1 header
         assert f" {source.port} ".encode() in response

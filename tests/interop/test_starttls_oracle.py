@@ -1,6 +1,7 @@
 """Our client and ``openssl s_client`` with the same scripted servers.
 
-Both go on to the TLS handshake, or both stop. ``DIFFERENCES`` lists the exceptions.
+Either both clients start the TLS handshake, or both stop before it. ``DIFFERENCES`` lists the
+exceptions.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from trisock.testing import Authority, serving
 
 pytestmark = pytest.mark.interop
 
-# Where s_client goes on and our client stops, and what the protocol says.
+# The cases in which s_client starts TLS and our client stops, and why.
 DIFFERENCES: dict[str, dict[str, str]] = {
     "unwelcome": {
-        "smtp lmtp": "after 554 the server answers QUIT only (RFC 5321, section 3.1)",
+        "smtp lmtp": "after 554, the server accepts only QUIT (RFC 5321, section 3.1)",
         "imap": "BYE: the server does not want this connection (RFC 9051, section 7.1.5)",
-        "pop3": "a greeting is positive (RFC 1939, section 4)",
+        "pop3": "the greeting must be positive (RFC 1939, section 4)",
         "sieve": "BYE: the server closes the connection (RFC 5804, section 4)",
         "ftp": "421: the server closes the connection (RFC 959, section 4.2)",
         "nntp": "502: the service is permanently unavailable (RFC 3977, section 5.1)",
     },
     "authenticated": {
-        "imap": "STARTTLS is for the not authenticated state only (RFC 9051, section 6.2.1)",
+        "imap": "STARTTLS is valid only before authentication (RFC 9051, section 6.2.1)",
     },
     "not offered": {
-        "smtp lmtp": "the keyword STARTTLS tells that TLS is possible (RFC 3207, section 2)",
-        "imap": "the capability STARTTLS tells that TLS is possible (RFC 9051, section 6.1.1)",
-        "sieve": "the capability STARTTLS tells that TLS is possible (RFC 5804, section 1.7)",
+        "smtp lmtp": "the keyword STARTTLS announces TLS (RFC 3207, section 2)",
+        "imap": "the capability STARTTLS announces TLS (RFC 9051, section 6.1.1)",
+        "sieve": "the capability STARTTLS announces TLS (RFC 5804, section 1.7)",
     },
     "offered in other words": {
         "smtp lmtp": "a keyword is a whole word (RFC 5321, section 4.1.1.1)",
@@ -43,10 +44,10 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "sieve": "a capability's name is the first string of a line (RFC 5804, section 1.7)",
     },
     "refused": {
-        "smtp lmtp": "TLS begins after 220 only (RFC 3207, section 4)",
-        "imap": "TLS begins after OK only (RFC 9051, section 6.2.1)",
-        "pop3": "TLS begins after +OK only (RFC 2595, section 4)",
-        "ftp": "TLS begins after 234 only (RFC 4217, section 4)",
+        "smtp lmtp": "TLS begins only after 220 (RFC 3207, section 4)",
+        "imap": "TLS begins only after OK (RFC 9051, section 6.2.1)",
+        "pop3": "TLS begins only after +OK (RFC 2595, section 4)",
+        "ftp": "TLS begins only after 234 (RFC 4217, section 4)",
     },
     "garbage": {
         "smtp lmtp": "a reply begins with a code (RFC 5321, section 4.2)",
@@ -55,11 +56,11 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "ftp": "a reply begins with a code (RFC 959, section 4.2)",
     },
     "early close": {
-        "smtp lmtp imap pop3 ftp": "nobody has permitted TLS",
+        "smtp lmtp imap pop3 ftp": "the server has not permitted TLS",
     },
     "injected": {
         "smtp lmtp imap pop3 sieve ftp nntp ldap xmpp xmpp-server irc": (
-            "behind the go-ahead, the next byte belongs to TLS (as RFC 3207, section 4, says)"
+            "the byte after the go-ahead belongs to TLS (as RFC 3207, section 4, says)"
         ),
     },
     "other message": {
@@ -72,7 +73,7 @@ DIFFERENCES: dict[str, dict[str, str]] = {
 
 
 def difference(protocol: str, behaviour: str) -> str | None:
-    """Return why our client stops, if s_client goes on."""
+    """Return why only our client stops, or ``None`` if both clients must do the same."""
     for protocols, why in DIFFERENCES.get(behaviour, {}).items():
         if protocol in protocols.split():
             return why
@@ -86,7 +87,7 @@ async def goes_on(
     *,
     is_s_client: bool,
 ) -> bool:
-    """Return whether a client begins TLS with the scripted server."""
+    """Return whether a client begins a TLS handshake with the scripted server."""
     received = b""
 
     async def serve(sock: Socket) -> None:

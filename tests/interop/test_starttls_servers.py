@@ -53,8 +53,8 @@ class Service:
       protocol: the name of the protocol.
       server: the fixture that starts the server.
       session: a function that logs in, or sends another command that needs TLS.
-      greeting: what the greeting contains.
-      port: the port's name, if it is not the protocol's.
+      greeting: a part of the server's greeting.
+      port: the port's name, if it differs from ``protocol``.
     """
 
     protocol: str
@@ -95,8 +95,8 @@ class WithoutTLS:
     Attributes:
       protocol: the name of the protocol.
       server: the fixture that starts the server.
-      offered: ``StartTLSError.offered``: False if the server tells what it offers.
-      port: the port's name, if it is not the protocol's.
+      offered: the expected ``StartTLSError.offered``.
+      port: the port's name, if it differs from ``protocol``.
       local_address: the client's address.
       timeout: how long to wait for an answer, in seconds.
     """
@@ -165,7 +165,7 @@ def without_tls(request: pytest.FixtureRequest) -> tuple[WithoutTLS, int]:
 async def test_a_session_works_after_connect_with_starttls(
     service: tuple[Service, int], version: str, authority: Authority
 ) -> None:
-    """The name in the certificate must be the host's."""
+    """The certificate must have the name of the host."""
     case, port = service
     async with await trisock.connect(
         "localhost",
@@ -183,7 +183,7 @@ async def test_a_session_works_after_connect_with_starttls(
 async def test_upgrade_returns_the_greeting(
     service: tuple[Service, int], authority: Authority
 ) -> None:
-    """Another name than the host's can be verified."""
+    """``upgrade`` verifies a name that differs from the host in ``connect``."""
     case, port = service
     async with await trisock.connect("127.0.0.1", port, local_address=CLIENT_ADDRESS) as sock:
         tls = authority.client_tls("localhost")

@@ -26,7 +26,7 @@ trisock.run(listener, echo)
 async def test_systemd_socket_activate_starts_a_server(free_port: int) -> None:
     command = [sys.executable, "-c", PROGRAM]
     where = f"127.0.0.1:{free_port}"
-    # Without --setenv, it passes no variables but PATH and a few others.
+    # Without --setenv, the program gets only PATH and a few other variables.
     options = [f"--setenv=PYTHONPATH={os.environ.get('PYTHONPATH', '')}", "--fdname=echo"]
     async with running("systemd-socket-activate", f"--listen={where}", *options, *command):
         while True:

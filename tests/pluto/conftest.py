@@ -25,8 +25,8 @@ def bounded(no_leaked_descriptor: None) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, time_out)
     # Repeat the signal: CPython can miss a signal that arrives just before a thread waits for a
-    # lock. But send none before: at the end of a run, Trio closes the file descriptor to which
-    # signals are written, and an earlier signal could be written to it after that.
+    # lock. Send no signal before the deadline: at the end of a run, Trio closes its wakeup file
+    # descriptor, and CPython could still write such a signal to it.
     signal.setitimer(signal.ITIMER_REAL, DEADLINE, 0.1)
     try:
         yield

@@ -18,7 +18,7 @@ from trisock.pluto.blocking import background
 
 pytestmark = pytest.mark.usefixtures("bounded")  # some tests make blocking calls
 
-# Elsewhere, nobody has the address 0.0.0.0.
+# On other systems, no host has the address 0.0.0.0.
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="0.0.0.0 is this host on Linux")
 
 
@@ -45,7 +45,7 @@ async def test_send_of_a_datagram_that_is_too_long_returns_false(
 async def test_a_second_attempt_to_answer_goes_to_the_same_peer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first attempt fails, as for an answer from a group's address."""
+    """The first attempt fails, as if its source address were that of a multicast group."""
     server = udpserver()
     original = trisock.UDPSocket.send
 
@@ -114,9 +114,7 @@ async def test_a_client_of_a_group_receives_from_anybody() -> None:
         pytest.param("0.0.0.0", "127.0.0.1", marks=only_linux),
     ],
 )
-async def test_a_client_receives_from_a_peer_that_is_written_in_another_way(
-    written: str, host: str
-) -> None:
+async def test_a_client_recognizes_its_peer_in_any_notation(written: str, host: str) -> None:
     with raw_socket(host) as raw:
         s = await got(socket.connect(written, raw.getsockname()[1], "udp"))
         assert await got(s.send(b"ping"))
@@ -171,7 +169,7 @@ async def test_a_cancelled_recv_loses_no_datagram() -> None:
 async def test_peek_returns_the_next_datagram_and_leaves_it_unread() -> None:
     server = udpserver()
     with raw_socket() as raw:
-        for _ in range(30):  # more often than it takes to make recv wait first
+        for _ in range(30):  # enough rounds that recv would wait before it reads
             assert await got(server.peek()) is None
             raw.sendto(b"one", ("127.0.0.1", server.port))
             raw.sendto(b"two", ("127.0.0.1", server.port))
@@ -305,12 +303,12 @@ def test_an_interrupted_recv_puts_the_datagram_back_and_keeps_the_peer() -> None
         assert server.recv() == b"one"
         two.sendto(b"two", ("127.0.0.1", server.port))
         received = server.recv()
-        server._undo_recv(received)  # an interrupt has kept the result from the program
+        server._undo_recv(received)  # as if an interrupt had discarded the result
         server._undo_recv(None)
         assert server.getpeer() == one.getsockname()
         assert server.recv() == b"two"
         assert server.getpeer() == two.getsockname()
-        server._undo_recv(bytes(bytearray(b"an older one")))  # another thread has received since
+        server._undo_recv(bytes(bytearray(b"an older one")))  # another thread received later
         assert server.getpeer() == two.getsockname()
         assert server.recv() == b"an older one"
         server.close()
@@ -346,8 +344,8 @@ def test_an_interrupted_close_of_a_udp_socket_closes_it(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("call", ["close", "starttls"])
-def test_a_call_after_an_interrupted_close_or_starttls_finds_the_socket_closed(call: str) -> None:
-    """The interrupt came before the background thread knew of the call."""
+def test_an_interrupted_close_or_starttls_leaves_the_socket_closed(call: str) -> None:
+    """The interrupt arrived before the background thread received the call."""
     for method, arguments, result in (
         ("send", ["x"], False),
         ("recv", [], None),

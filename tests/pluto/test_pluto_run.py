@@ -49,7 +49,7 @@ async def test_run_raises_the_error_of_a_coroutine_and_cancels_the_others() -> N
 
 @both_sides
 @pytest.mark.parametrize("how", ["finished", "failed"])
-async def test_run_again_runs_what_was_added_since(how: str) -> None:
+async def test_a_second_run_runs_functions_added_since_the_first(how: str) -> None:
     sched = scheduler()
     order: list[str] = []
 
@@ -175,7 +175,7 @@ def test_sys_exit_in_a_coroutine_ends_the_program_without_a_traceback() -> None:
 
 
 def test_ctrl_c_ends_a_scheduler_in_which_all_tasks_wait() -> None:
-    """Trio then raises KeyboardInterrupt in the task that called ``run``, and in a group."""
+    """Trio raises KeyboardInterrupt in the task that called ``run``, in an exception group."""
     out = run_program(
         """
         import os, signal, trio
@@ -269,7 +269,7 @@ async def test_yieldfunc_may_be_set_and_cleared_while_all_tasks_wait() -> None:
 
 
 @both_sides
-async def test_a_loop_goes_on_if_another_one_clears_yieldfunc() -> None:
+async def test_a_loop_continues_if_another_loop_clears_yieldfunc() -> None:
     sched = scheduler()
     sched.yieldfunc = lambda: None
     counts = [0, 0]
@@ -282,7 +282,8 @@ async def test_a_loop_goes_on_if_another_one_clears_yieldfunc() -> None:
         sched.yieldfunc = None
         return False
 
-    # Trio runs them in this order or the reverse: one loop waits for the round when it is cleared.
+    # Trio runs these tasks in this order or in reverse order, so one of the two loops is in the
+    # middle of a round when ``clear`` runs.
     sched.addloop(lambda: count(0))
     sched.addloop(clear)
     sched.addloop(lambda: count(1))
@@ -291,7 +292,7 @@ async def test_a_loop_goes_on_if_another_one_clears_yieldfunc() -> None:
 
 
 @both_sides
-async def test_run_ends_with_the_last_coroutine_and_not_after_yieldfunc() -> None:
+async def test_run_ends_with_the_last_coroutine_despite_a_waiting_yieldfunc() -> None:
     sched = scheduler()
     sched.yieldfunc = trio.sleep_forever
 
@@ -306,7 +307,7 @@ async def test_run_ends_with_the_last_coroutine_and_not_after_yieldfunc() -> Non
 async def test_an_error_in_yieldfunc_ends_run() -> None:
     sched = scheduler()
     errors: list[object] = []
-    sched.errorfunc = errors.append  # it is for the errors of coroutines only
+    sched.errorfunc = errors.append  # errorfunc gets only errors of coroutines
     sched.yieldfunc = failing(ValueError("a mistake"))
     sched.add(trio.sleep_forever)
     with pytest.raises(ValueError, match="a mistake"):
@@ -327,7 +328,7 @@ def test_yieldfunc_and_errorfunc_raise_type_error_for_anything_but_a_function(na
 
 @both_sides
 @pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_errorfunc_gets_the_error_and_the_other_coroutines_go_on(kind: str) -> None:
+async def test_errorfunc_gets_the_error_and_the_other_coroutines_continue(kind: str) -> None:
     sched = scheduler()
     assert sched.errorfunc is None
     order: list[object] = []

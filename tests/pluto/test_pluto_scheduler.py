@@ -314,7 +314,7 @@ async def test_bind_raises_for_an_occupied_or_invalid_place() -> None:
             socket.bind(sched, mistake, echo)  # type: ignore[arg-type]
     bound.close()
     check_not_listening(bound.port)
-    await got(sched.run())  # nothing of the failed calls is left
+    await got(sched.run())  # the failed calls have added no task
 
 
 @both_sides

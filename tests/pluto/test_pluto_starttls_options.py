@@ -70,7 +70,7 @@ async def test_starttls_with_alpn_returns_no_protocol_if_none_is_common(
 
 @both_sides
 async def test_starttls_with_alpn_returns_false_on_failure(certs: Certs) -> None:
-    """Not a tuple, which would be true."""
+    """The result is not a tuple, because any tuple with items is true."""
     options = {"alpn": ["h2"]}
     client, _, *results = await upgrade(("localhost", options), (certs, options))
     assert results == [False, False]
@@ -182,8 +182,8 @@ async def test_a_cancelled_send_of_early_data_closes_the_socket(
 
 def offered_suites(hello: bytes) -> list[int]:
     """Return the cipher suites in a ClientHello."""
-    at = 5 + 4 + 2 + 32  # the headers of record and message, the version, the random
-    at += 1 + hello[at]  # the session id
+    at = 5 + 4 + 2 + 32  # Skip the headers of record and message, version, and random.
+    at += 1 + hello[at]  # Skip the session ID.
     size = int.from_bytes(hello[at : at + 2], "big")
     suites = hello[at + 2 : at + 2 + size]
     return [int.from_bytes(suites[i : i + 2], "big") for i in range(0, size, 2)]

@@ -207,7 +207,7 @@ def test_a_call_that_is_abandoned_before_it_begins_does_not_run() -> None:
         thread.wake()
 
     call = Call(run, None)
-    thread = new_thread(call, Abandon(call), call, Call(end, None))  # the second one cancels
+    thread = new_thread(call, Abandon(call), call, Call(end, None))  # the second cancels it
     run_to_end(thread)
     assert stop.agreed
     assert ran == ["end"]

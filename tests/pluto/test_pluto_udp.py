@@ -60,7 +60,7 @@ async def test_connect_udp_sends_to_a_broadcast_address() -> None:
         assert await got(s.send(b"all")) is True
         data, address = raw.recvfrom(100)
         assert data == b"all"
-        raw.sendto(b"one", ("127.0.0.1", address[1]))  # from another address than the broadcast's
+        raw.sendto(b"one", ("127.0.0.1", address[1]))  # not from the broadcast address
         assert await got(s.recv()) == b"one"
 
 
@@ -125,7 +125,7 @@ async def test_udpserver_receives_from_anybody_and_answers_the_last_sender() -> 
 
 @both_sides
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
-async def test_udpserver_on_a_port_has_all_addresses_of_both_families(host: str) -> None:
+async def test_udpserver_on_a_port_receives_on_all_addresses(host: str) -> None:
     server = udpserver(0)
     with raw_socket(host) as raw:
         raw.connect((host, server.port))  # the kernel drops answers from another address
@@ -145,7 +145,7 @@ async def test_udpserver_answers_from_the_address_that_the_datagram_was_sent_to(
         await got(server.recv())
         await got(server.send("pong"))
         assert raw.recvfrom(100) == (b"pong", ("127.0.0.7", server.port))
-        with raw_socket() as other:  # has not sent to that address
+        with raw_socket() as other:  # has not sent to 127.0.0.7
             server.setpeer(*other.getsockname())
             await got(server.send("hello"))
             assert other.recvfrom(100) == (b"hello", ("127.0.0.1", server.port))
@@ -239,7 +239,7 @@ async def test_setpeer_changes_whom_a_client_sends_to_and_receives_from() -> Non
         assert data == b"hello"
         two.sendto(b"from two", address)
         assert await got(s.recv()) == b"from two"
-        one.sendto(b"from one", address)  # it was the peer before
+        one.sendto(b"from one", address)  # ``one`` was the peer before
         assert await got(s.recv()) == b"from one"
         assert s.getpeer() == two.getsockname()
 
@@ -339,7 +339,7 @@ def test_a_udp_socket_can_be_used_only_where_it_was_made() -> None:
 
 @both_sides
 async def test_a_udp_server_and_its_client_run_in_one_scheduler() -> None:
-    """The test of Pluto's own suite."""
+    """This test comes from Pluto's own test suite."""
     sched = scheduler()
     received: list[bytes | None] = []
 

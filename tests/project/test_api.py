@@ -1,4 +1,4 @@
-"""The public API changes only if somebody notices. Each name is stable or provisional."""
+"""The public API does not change by accident. Each name is stable or provisional."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def names_of(module: str) -> list[str]:
 
 
 def section(module: str) -> str:
-    """Return the part of the page about a module."""
+    """Return the part of docs/stability.md that is about a module."""
     assert f"## `{module}`\n" in PAGE
     return PAGE.split(f"## `{module}`\n")[1].split("\n## ")[0]
 
@@ -40,7 +40,7 @@ def provisional(module: str) -> list[str]:
 def test_the_api_has_not_changed_unnoticed() -> None:
     changes = difflib.unified_diff(NOTED.splitlines(), snapshot().splitlines(), lineterm="", n=0)
     text = "\n".join(line for line in changes if re.match(r"[+-](?![+-]{2} )", line))
-    message = f"the public API has changed:\n{text}\nIf that is meant, run: {COMMAND}"
+    message = f"the public API has changed:\n{text}\nIf this is intended, run: {COMMAND}"
     assert not text, message
 
 

@@ -149,7 +149,7 @@ def test_a_relay_that_loses_data_gets_no_result(
     assert "of 131072 bytes" in str(result.series["lossy"].failure)
 
 
-def test_a_peer_without_a_server_for_the_row_is_left_out(setup: Setup) -> None:
+def test_a_peer_without_a_server_for_the_row_is_skipped(setup: Setup) -> None:
     result = compete(ROWS["relay"], [PEERS["asyncio"]], setup, amount=MIB, rounds=1)
     assert not result.series
     assert result.ratio("asyncio") is None

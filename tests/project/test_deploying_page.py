@@ -1,4 +1,4 @@
-"""The configurations in docs/deploying.md run as they stand, but for their ports."""
+"""The configurations in docs/deploying.md run unchanged, except for their ports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def ready(port: int) -> bool:
 
 
 async def connect(port: int) -> trisock.Socket:
-    """Connect, once somebody listens."""
+    """Connect as soon as a server listens."""
     while True:
         try:
             return await trisock.connect("127.0.0.1", port)
@@ -47,7 +47,7 @@ async def connect(port: int) -> trisock.Socket:
 
 
 class Ports(dict[str, int]):
-    """A free port for each one that the page names."""
+    """A free port for each port number in the page."""
 
     def __init__(self) -> None:
         with contextlib.ExitStack() as stack:  # all at the same time, so that they differ
@@ -73,7 +73,7 @@ async def ask(sock: trisock.Socket) -> None:
 
 
 @pytest.mark.needs("haproxy")
-async def test_with_two_servers_a_stop_sends_new_clients_to_the_other(tmp_path: Path) -> None:
+async def test_new_clients_go_to_the_second_server_during_a_stop(tmp_path: Path) -> None:
     ports = Ports()
     config = tmp_path / "haproxy.cfg"
     config.write_text(ports.put_into(block("HAProxy", "text")))
@@ -106,7 +106,7 @@ async def test_with_two_servers_a_stop_sends_new_clients_to_the_other(tmp_path: 
 
 @pytest.mark.needs("haproxy")
 async def test_with_one_server_clients_wait_during_a_restart(tmp_path: Path) -> None:
-    """The configuration without checks, and the program without a delay."""
+    """Use the page's configuration without health checks, and its program without a delay."""
     ports = Ports()
     text = re.sub(r".*(option httpchk|server two).*\n| check .*", "", block("HAProxy", "text"))
     config = tmp_path / "haproxy.cfg"

@@ -172,7 +172,7 @@ def test_each_name_of_plutos_pages_has_a_table_row() -> None:
 
 def test_each_public_name_of_trisock_pluto_is_in_the_tables() -> None:
     here = " ".join(row[1] for row in USER_TABLES["trisock.pluto"])
-    known = {"port"}  # Pluto has no such name; the rows of listen, bind and udpserver explain it
+    known = {"port"}  # not Pluto's: the rows of listen, bind and udpserver explain it
     for thing in (pluto.socket, pluto.listener, pluto.scheduler):
         for name in vars(thing):
             assert name.startswith("_") or name in known or f"{name}" in here, name

@@ -39,7 +39,7 @@ CLIENTS = {
 SERVERS = [
     name
     for name in NAMES
-    # Other files test how these stop.
+    # Other files test how these examples stop.
     if name
     not in {*CLIENTS, "hammerspoon_server", "mdns_listener", "tls_proxy", "submission_server"}
 ]

@@ -26,7 +26,7 @@ def test_the_page_of_sources_has_each_example_once() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_top_of_an_example_says_what_it_shows_and_how_to_try_it(name: str) -> None:
+def test_each_example_begins_with_its_purpose_and_a_command(name: str) -> None:
     text = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")))
     assert text is not None
     first = text.partition("\n")[0]

@@ -105,7 +105,7 @@ def test_the_docs_name_every_test_file_of_a_module() -> None:
     assert [file.stem for file in files if f"`{file.stem}`" not in docs] == []
 
 
-def test_the_usual_run_has_all_folders_of_tests_but_the_campaigns(
+def test_a_normal_run_excludes_only_the_campaigns(
     pytestconfig: pytest.Config,
 ) -> None:
     tests = Path(__file__).parents[1]

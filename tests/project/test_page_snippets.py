@@ -49,7 +49,7 @@ def program(source: str, *changes: tuple[str, str]) -> list[str]:
 
 
 async def connect(port: int) -> trisock.Socket:
-    """Connect, once somebody listens."""
+    """Connect as soon as a server listens."""
     while True:
         try:
             return await trisock.connect("127.0.0.1", port)
@@ -82,7 +82,7 @@ def test_each_snippet_compiles(page: str) -> None:
 
 
 def test_the_snippets_type_check(tmp_path: Path) -> None:
-    pytest.importorskip("mypy")  # nox -s lint has it
+    pytest.importorskip("mypy")  # nox -s lint installs mypy
     for page in WITH_SNIPPETS:
         for number, snippet in enumerate(snippets(page)):
             if page != "docs/testing.md" or not number:  # its snippets use each other's names
@@ -122,7 +122,7 @@ async def test_the_first_program_of_a_page_serves(page: str, free_port: int) -> 
         assert await ask(free_port, b"a", b"b") == [b"you said a", b"you said b"]
 
 
-async def test_a_chat_reaches_all_and_waits_for_nobody(free_port: int) -> None:
+async def test_a_chat_reaches_all_clients_and_drops_a_slow_client(free_port: int) -> None:
     chat = snippets("docs/writers.md")[2]
     command = program(chat, ("7777", str(free_port)), ("](1000)", "](3)"))
     async with serving_program(command):
@@ -130,8 +130,8 @@ async def test_a_chat_reaches_all_and_waits_for_nobody(free_port: int) -> None:
             await silent.send(b"hello\n")
             assert await talks.recv_line() == b"hello"
             poller = select.poll()
-            poller.register(silent.fileno(), 0)  # tells a reset, and nothing else
-            while not poller.poll(0):  # until it is too far behind
+            poller.register(silent.fileno(), 0)  # Reports a reset, and no other event.
+            while not poller.poll(0):  # Until the server resets the silent client.
                 await talks.send(b"x" * 500, b"\n")
                 assert await talks.recv_line() == b"x" * 500
 

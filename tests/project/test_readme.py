@@ -1,4 +1,4 @@
-"""The snippets of the README run as they stand, except for ports and paths."""
+"""The snippets of the README run unchanged, except for ports and paths."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ async def app(scope, receive, send):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-async def test_an_application_of_the_user_finishes_its_requests(
+async def test_the_users_application_finishes_its_requests(
     tmp_path: Path, signum: signal.Signals
 ) -> None:
     (tmp_path / "own.py").write_text(APP)
@@ -224,7 +224,7 @@ async def test_an_application_of_the_user_finishes_its_requests(
         await server.stop()
 
 
-async def test_the_program_refuses_a_websocket_for_its_own_application() -> None:
+async def test_the_programs_default_application_refuses_a_websocket() -> None:
     async with hosting(recipe.hello, (None, None)) as (server, _):
         sock = await trisock.connect("127.0.0.1", server.port)
         with pytest.RaisesGroup(trio_websocket.ConnectionRejected, flatten_subgroups=True):

@@ -257,7 +257,7 @@ async def expect_closed(pool: Any) -> None:
 
 
 async def whimsical(sock: Socket) -> None:
-    """Answer lines. Now and then, close, reset, cut an answer short or send more than asked."""
+    """Answer lines. Sometimes close, reset, truncate an answer, or send too much."""
     with contextlib.suppress(trio.ClosedResourceError, *PEER_ENDED):
         async for line in sock.lines():
             match random.randrange(8):

@@ -183,7 +183,7 @@ async def test_the_proxy_reports_a_refused_connection(free_port: int) -> None:
             await connect_through_proxy(proxy.url, "example.org", free_port)
 
 
-async def test_an_absent_proxy_is_an_os_error() -> None:
+async def test_an_absent_proxy_raises_os_error() -> None:
     async with await trisock.listen(0, host="127.0.0.1") as listener:
         url = f"socks5://127.0.0.1:{listener.port}"
     with pytest.raises(OSError, match="Could not connect to proxy"):

@@ -1,4 +1,4 @@
-"""The reference has each public name, with an example that runs and what a cancellation leaves."""
+"""The reference has each public name, its example runs, and it says what a cancellation leaves."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from helpers.api import PUBLIC_MODULES
 from helpers.programs import run
 from helpers.reference import SECTIONS, SIGNATURES, Section, section_of
 
-# Statements use the special methods: ``async with``, ``async for``.
+# Programs call special methods by statements, such as ``async with`` and ``async for``.
 NAMES = [name for name in SIGNATURES if not name.endswith("__")]
 
-# Only gunicorn uses it, by the name that its command line gives.
+# Only gunicorn uses this class, by its name on gunicorn's command line.
 WITHOUT_EXAMPLE = {"trisock.gunicorn.TrioWorker"}
 
-# What is awaited. Done and _Made are the awaitables of trisock.pluto.
+# Calls whose result is awaited. Done and _Made are the awaitables of trisock.pluto.
 AWAITED = re.compile(r"async def|-> (?:Done|_Made)$")
 ASYNC = [name for name, (first, *_) in SIGNATURES.items() if AWAITED.search(first)]
 
@@ -51,12 +51,12 @@ async def test_each_example_prints_what_the_page_says(section: Section) -> None:
             example.output, done.stdout.decode(), doctest.ELLIPSIS
         )
         assert same, done.stdout.decode()
-        assert example.output, "an example shows what it prints"
+        assert example.output, "the page does not show the example's output"
 
 
 @pytest.mark.parametrize("name", ASYNC)
 def test_each_awaited_call_says_what_a_cancellation_leaves(name: str) -> None:
-    """For a special method, its class says it."""
+    """The docstring of a special method's class describes the cancellation."""
     owner, _, last = name.rpartition(".")
     assert "cancel" in docstring(owner if last.endswith("__") else name).lower()
 

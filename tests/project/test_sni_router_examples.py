@@ -205,7 +205,7 @@ async def test_peeking_at_garbage_raises_only_value_error(garbage: bytes) -> Non
     async with closing(client, server):
         await client.send(garbage)
         if garbage in CUT_SHORT:
-            await client.send_eof()  # without EOF, the router would wait for more
+            await client.send_eof()  # without EOF, the router would wait for more bytes
         with pytest.raises(ValueError, match=r"client|ClientHello") as caught:
             await sni_router.peek_client_hello(server)
         assert caught.type is ValueError

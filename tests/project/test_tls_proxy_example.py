@@ -1,4 +1,4 @@
-"""The example tls_proxy, between a real HAProxy and a backend that takes PROXY headers."""
+"""The example tls_proxy, between a real HAProxy and a backend that reads PROXY headers."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_a_backend_that_is_down_resets_the_client(
         )
 
 
-async def test_the_proxy_takes_no_client_without_a_header(pem: Path) -> None:
+async def test_the_proxy_refuses_a_client_without_a_header(pem: Path) -> None:
     async with running("tls_proxy", *arguments(pem, 1)) as proxy:
         with socket.create_connection(("127.0.0.1", proxy.port)) as raw:
             raw.setblocking(False)

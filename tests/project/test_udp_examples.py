@@ -150,7 +150,7 @@ async def test_no_answer_over_udp_is_longer_than_its_query(responder: Running) -
                 assert got[:2] == asked[:2]
 
 
-async def test_what_deserves_no_answer_gets_none(responder: Running) -> None:
+async def test_messages_that_deserve_no_answer_get_none(responder: Running) -> None:
     async with await trisock.connect_udp("127.0.0.1", responder.port) as client:
         for silent in (b"", b"\0" * 11, query("a.test", flags=0x8000)):
             await client.send(silent)
@@ -297,7 +297,7 @@ async def test_two_listeners_share_the_port(listener: Running) -> None:
         await second.stop()
 
 
-async def test_a_missing_interface_is_one_line_on_stderr() -> None:
+async def test_a_missing_interface_is_reported_in_one_line() -> None:
     done = await run(*command("mdns_listener", "--port", "0", "--interface", "absent"))
     assert done.returncode == 1
     assert done.stderr.decode().splitlines() == [

@@ -24,7 +24,7 @@ from trisock.testing import Authority, check_handler
 
 
 async def answer_long_lines(sock: Socket) -> None:
-    """Answer a line that is too long, too, and go on."""
+    """Send an error for a line that is too long, and continue."""
     while True:
         try:
             line = await sock.recv_line(max_bytes=512)
@@ -107,7 +107,7 @@ async def test_correct_handler_passes_with_autojump_clock(autojump_clock: object
     await check_handler(answer_lines)
 
 
-async def test_what_only_the_first_connection_leaves_is_no_leak() -> None:
+async def test_resources_left_by_only_the_first_connection_are_no_leak() -> None:
     left: list[int] = []
     async with trio.open_nursery() as nursery:
 
@@ -183,7 +183,7 @@ async def test_server_of_http_and_https_passes(
 # ---- the program around it ----
 
 
-async def test_other_tasks_may_run_long() -> None:
+async def test_another_task_may_block_the_event_loop() -> None:
     done = trio.Event()
 
     async def block() -> None:
@@ -192,12 +192,12 @@ async def test_other_tasks_may_run_long() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(block)
-        with contextlib.suppress(AssertionError):  # nothing runs in the meantime
+        with contextlib.suppress(AssertionError):  # no handler runs while ``block`` sleeps
             await check_handler(echo, timeout=0.1)
     assert done.is_set()
 
 
-async def test_memory_is_traced_on_if_it_was_traced_before() -> None:
+async def test_tracemalloc_keeps_running_if_it_ran_before() -> None:
     tracemalloc.start()
     try:
         await check_handler(echo)

@@ -23,7 +23,7 @@ from trisock.testing import check_handler
 
 @pytest.fixture
 def patient_clock() -> trio.testing.MockClock:
-    """A clock that jumps, but not before what was sent over loopback has arrived."""
+    """A clock that jumps only after data in flight over loopback has arrived."""
     return trio.testing.MockClock(autojump_threshold=0.1)
 
 
@@ -99,7 +99,7 @@ async def test_hang_after_half_close_is_found(patient_clock: object) -> None:
         except trio.BrokenResourceError:
             pass
 
-    # The silent client closes its side too, and then the handler can notice that it has gone.
+    # The silent client is no fault: it closes the connection, so its handler's send fails.
     await finds(HUNG.format("half-close", "the client has sent EOF"), handle)
 
 
@@ -237,14 +237,14 @@ async def swallow_everywhere(sock: Socket) -> None:
         [swallow_in_except, swallow_and_fail, swallow_everywhere],
     ),
 )
-async def test_handler_that_swallows_everything_is_given_up(handler: trisock.Handler) -> None:
+async def test_handler_that_swallows_everything_is_abandoned(handler: trisock.Handler) -> None:
     message = (
         "reset at once: the handler is still running after the client has left (waited 0.8 seconds)"
     )
     await finds(message, handler, timeout=0.8)
 
 
-def test_program_ends_after_a_handler_that_could_not_be_ended() -> None:
+def test_a_handler_that_cannot_be_stopped_does_not_prevent_exit() -> None:
     program = """
         import trio
         from trisock.testing import check_handler
@@ -345,7 +345,7 @@ async def test_own_limit_error_is_explained() -> None:
 async def test_request_that_is_dropped_at_the_end_is_found() -> None:
     async def handle(sock: Socket) -> None:
         async for line in sock.lines(max_bytes=100):
-            for _ in range(10):  # FIN is right behind the request, but not yet here
+            for _ in range(10):  # FIN follows the request, but has not arrived yet
                 await trio.lowlevel.checkpoint()
             if await sock.peek() == b"":
                 return
@@ -360,7 +360,7 @@ async def test_request_that_is_dropped_at_the_end_is_found() -> None:
 
 
 async def drop_at_end(sock: Socket) -> None:
-    """Greet, drop a request if the end follows at once, and say goodbye."""
+    """Greet, drop a request if EOF follows at once, and say goodbye."""
     await sock.send(b"220 ready\n")
     async for line in sock.lines(max_bytes=100):
         for _ in range(10):
@@ -372,7 +372,7 @@ async def drop_at_end(sock: Socket) -> None:
 
 
 @pytest.mark.parametrize("greeting", [None, b"220 "])
-async def test_request_that_is_dropped_behind_a_greeting_is_found(greeting: bytes | None) -> None:
+async def test_request_that_is_dropped_after_a_greeting_is_found(greeting: bytes | None) -> None:
     fault = "^half-close: the handler does not answer a request if the end of the stream follows"
     with pytest.raises(AssertionError, match=fault):
         await check_handler(drop_at_end, greeting=greeting)
@@ -450,7 +450,7 @@ async def test_unbounded_queue_of_answers_is_found(answer: bytes) -> None:
     await finds(message, handle, timeout=40)
 
 
-async def test_client_that_holds_up_other_clients_is_found(patient_clock: object) -> None:
+async def test_client_that_blocks_other_clients_is_found(patient_clock: object) -> None:
     lock = trio.Lock()
 
     async def handle(sock: Socket) -> None:
@@ -468,7 +468,7 @@ async def test_client_that_holds_up_other_clients_is_found(patient_clock: object
 # ---- lines ----
 
 
-async def test_line_cut_short_and_taken_for_whole_is_found() -> None:
+async def test_truncated_line_treated_as_complete_is_found() -> None:
     async def handle(sock: Socket) -> None:
         while True:
             try:
@@ -485,7 +485,7 @@ async def test_line_cut_short_and_taken_for_whole_is_found() -> None:
     await finds(message, handle)
 
 
-async def test_chunk_taken_for_a_message_is_found() -> None:
+async def test_chunk_treated_as_a_message_is_found() -> None:
     async def handle(sock: Socket) -> None:
         async for chunk in sock:
             await sock.send(b"did " + chunk.strip() + b"\n")
@@ -501,7 +501,7 @@ async def test_chunk_taken_for_a_message_is_found() -> None:
 
 
 class OwnBuffer:
-    """A buffer of received data that a handler keeps over starttls, which it should not do."""
+    """A handler's own receive buffer, which it wrongly keeps across starttls."""
 
     def __init__(self, sock: Socket) -> None:
         self.sock = sock
@@ -541,7 +541,7 @@ async def test_injected_line_is_found(server_tls: ServerTLS) -> None:
     await finds(message.format("STARTTLS"), handle, starttls=STARTTLS)
 
 
-async def test_handler_that_goes_on_in_plain_text_is_found(server_tls: ServerTLS) -> None:
+async def test_handler_that_continues_in_plain_text_is_found(server_tls: ServerTLS) -> None:
     async def handle(sock: Socket) -> None:
         async for line in sock.lines():
             await sock.send(b"250 " + line.strip() + b"\r\n")
@@ -592,7 +592,7 @@ async def test_failed_handshake_is_found(server_tls: ServerTLS) -> None:
         await check_handler(handle, tls=True)
 
 
-async def test_end_after_starttls_is_found() -> None:
+async def test_handler_that_ends_the_connection_at_starttls_is_found() -> None:
     async def handle(sock: Socket) -> None:
         await sock.recv_line()
 

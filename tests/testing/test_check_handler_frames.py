@@ -23,7 +23,7 @@ async def answer_frames(sock: Socket) -> None:
 
 
 async def answer_frames_by_hand(sock: Socket) -> None:
-    """Say why a frame is refused, and say so when the stream ends within a frame."""
+    """Send an error for a frame that is too long, and for one that EOF cuts short."""
     try:
         while True:
             await sock.send_frame(b"+" + await sock.recv_frame(max_bytes=1000))
@@ -40,7 +40,7 @@ async def answer_short_frames(sock: Socket) -> None:
 
 
 async def answer_typed_messages(sock: Socket) -> None:
-    """Read a byte with the type, and a length that counts itself, as PostgreSQL does."""
+    """Read messages like PostgreSQL's: a type byte, and a length that includes its own 4 bytes."""
     while kind := await sock.recv(1):
         try:
             (length,) = struct.unpack("!I", await sock.recv_exactly(4))
@@ -157,7 +157,7 @@ async def test_death_on_a_header_cut_short_is_found() -> None:
     await finds(message, handle, request=GET)
 
 
-async def test_frame_held_without_a_bound_is_found() -> None:
+async def test_frame_buffered_without_a_bound_is_found() -> None:
     async def handle(sock: Socket) -> None:
         async for frame in sock.frames(max_bytes=2**32):
             await sock.send_frame(frame)
@@ -166,7 +166,7 @@ async def test_frame_held_without_a_bound_is_found() -> None:
     await finds(message, handle, request=GET, timeout=40)
 
 
-async def test_buffer_of_the_promised_length_is_found() -> None:
+async def test_buffer_of_the_announced_length_is_found() -> None:
     async def handle(sock: Socket) -> None:
         try:
             while True:
@@ -185,7 +185,7 @@ async def test_buffer_of_the_promised_length_is_found() -> None:
     await finds(message, handle, request=b"Q\0\0\0\5get k")
 
 
-async def test_frame_cut_short_and_taken_for_whole_is_found() -> None:
+async def test_truncated_frame_treated_as_complete_is_found() -> None:
     async def handle(sock: Socket) -> None:
         try:
             while True:
@@ -208,7 +208,7 @@ async def test_frame_cut_short_and_taken_for_whole_is_found() -> None:
     await finds(message, handle, request=GET)
 
 
-async def test_chunk_taken_for_a_frame_is_found() -> None:
+async def test_chunk_treated_as_a_frame_is_found() -> None:
     async def handle(sock: Socket) -> None:
         while chunk := await sock.recv():
             await sock.send_frame(chunk[4:])
@@ -220,7 +220,7 @@ async def test_chunk_taken_for_a_frame_is_found() -> None:
     await finds(message, handle, request=b"\0\0\0\1k")
 
 
-@pytest.mark.rare  # another test has a queue of answers to lines
+@pytest.mark.rare  # the test of a queue of lines always runs
 async def test_unbounded_queue_of_answers_is_found() -> None:
     async def handle(sock: Socket) -> None:
         send, receive = trio.open_memory_channel[bytes](1_000_000_000)

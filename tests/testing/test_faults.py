@@ -1,4 +1,4 @@
-"""faults: a relay that treats connections as a bad network does."""
+"""faults: a relay that simulates a bad network."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def join(relay: FaultyRelay) -> Socket:
 
 
 async def exchange(sock: Socket, data: bytes) -> bytes:
-    """Send data and EOF, and return what arrives until the end, clean or not."""
+    """Send data and EOF. Return all data that arrives before EOF or an error."""
     received = b""
     async with closing(sock), trio.open_nursery() as nursery:
 
@@ -62,7 +62,7 @@ def plan(number: int = 0, seed: int = 0, **options: Any) -> ConnectionPlan:
 
 
 def outcome(given: ConnectionPlan, data: bytes, largest: int) -> tuple[bytes, list[int], bool]:
-    """Feed data in chunks. Return the result, the offsets of all pauses, and whether it was cut."""
+    """Feed data in chunks. Return the output, the offsets of its pauses, and ``is_cut``."""
     rng = random.Random(largest)
     result, pauses = b"", []
     while data and not given.up.is_cut:
@@ -98,7 +98,7 @@ def test_pieces_end_at_the_same_offsets_however_the_data_arrives() -> None:
     assert whole <= ends([DATA[:50], DATA[50:1000], DATA[1000:]])
 
 
-def test_another_fault_leaves_the_first_fault_as_it_was() -> None:
+def test_other_faults_do_not_change_where_a_connection_is_cut() -> None:
     for number in range(20):
         alone = outcome(plan(number, truncate=True), DATA, 5000)
         result, _, cut = outcome(plan(number, truncate=True, split=True, delay=True), DATA, 5000)
@@ -177,7 +177,7 @@ async def test_split_and_delay_are_on_by_default() -> None:
     async with serving(count) as s, faults(s.server.port) as relay:
         await exchange(await join(relay), DATA[:20_000])
     assert b"".join(chunks) == DATA[:20_000]
-    assert len(chunks) > 4  # the kernel joins some
+    assert len(chunks) > 4  # the kernel coalesces some pieces
     assert min(map(len, chunks)) <= 4
 
 
@@ -188,7 +188,7 @@ async def test_delays_take_no_time_with_autojump_clock(autojump_clock: object) -
         assert 0 < trio.current_time() - before < 1
 
 
-async def test_data_before_and_after_a_pause_arrives_apart(autojump_clock: object) -> None:
+async def test_data_before_and_after_a_pause_arrives_separately(autojump_clock: object) -> None:
     chunks = []
 
     async def count(sock: Socket) -> None:
@@ -198,7 +198,7 @@ async def test_data_before_and_after_a_pause_arrives_apart(autojump_clock: objec
     async with relayed(count, delay=True) as relay:
         await exchange(await join(relay), DATA)
     pauses = sum(piece.passes > 0 for piece in plan(delay=True).up.feed(DATA))
-    assert len(chunks) > 0.9 * pauses > 100  # sends in a row would arrive 16 at a time
+    assert len(chunks) > 0.9 * pauses > 100  # without pauses, sends arrive 16 at a time
 
 
 async def test_same_seed_cuts_the_same_connections_again() -> None:
@@ -305,7 +305,7 @@ async def test_injection_makes_the_handshake_fail(
     client_tls: ClientTLS, server_tls: ServerTLS
 ) -> None:
     async with relayed(lambda sock: upgrade(sock, server_tls), inject=True) as relay:
-        for _ in range(8):  # in about half of them, the line follows the server's reply
+        for _ in range(8):  # in about half of the connections, the line follows the server's reply
             async with closing(sock := await join(relay)):
                 await sock.send(b"STARTTLS\r\n")
                 assert await sock.recv_until(b"\n") == b"ok STARTTLS\r\n"
@@ -359,7 +359,7 @@ async def test_failed_send_resets_the_sender() -> None:
         left.set()
 
     async with relayed(end_and_reset) as relay, closing(sock := await join(relay)):
-        assert await sock.recv() == b""  # so the relay reads nothing from the server any more
+        assert await sock.recv() == b""  # after this EOF, the relay no longer reads from the server
         leave.set()
         await left.wait()
         await sock.send(b"x")
@@ -402,7 +402,7 @@ async def test_leaving_the_block_ends_all_connections() -> None:
     assert s.server.stats().active == 0
 
 
-async def test_error_in_the_block_is_raised_as_it_is() -> None:
+async def test_error_in_the_block_is_raised_unchanged() -> None:
     async with serving(echo) as s:
         with pytest.raises(ValueError, match="mine"):
             async with faults(s.server.port) as relay, closing(await join(relay)):

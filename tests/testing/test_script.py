@@ -55,7 +55,7 @@ async def test_a_script_is_a_client() -> None:
     async with serving(handler) as s:
         client = await s.connect()
         await script(client)
-        await script(client)  # it is the same the second time
+        await script(client)  # a script can run again
         await client.send_eof()
         await Script().expect_eof()(client)
 
@@ -118,7 +118,7 @@ async def test_scripts_send_and_expect_frames(header: str | int, a: Socket, b: S
         assert await a.recv_frame(header) == b""
 
 
-async def test_another_frame_is_a_failure_and_stays_unread(a: Socket, b: Socket) -> None:
+async def test_a_different_frame_is_a_failure_and_stays_unread(a: Socket, b: Socket) -> None:
     await a.send_frame(b"get")
     text = await failure(Script().expect_frame(b"put"), b)
     assert text.endswith(r"expected b'\x00\x00\x00\x03put', but b'\x00\x00\x00\x03get' came")
@@ -146,9 +146,9 @@ def test_invalid_frames_are_found_before_the_script_runs() -> None:
         (memoryview(b"2"), b"2"),
         (re.compile(rb"\d+"), b"2"),  # the first match wins
         (re.compile(rb"\d+ .*\n"), b"250 ok\r\n"),
-        (re.compile(rb"\d+(?= )"), b"250"),  # what it looked ahead at stays
+        (re.compile(rb"\d+(?= )"), b"250"),  # the lookahead stays unread
         (re.compile(rb"250|250 ok"), b"250"),
-        (re.compile(rb"25$"), b"25"),  # the end is that of the bytes so far
+        (re.compile(rb"25$"), b"25"),  # $ matches after the bytes received so far
         (re.compile(rb"x*"), b""),
         (re.compile(rb"(?s).*done"), b"250 ok\r\n221 done"),
     ],
@@ -210,20 +210,20 @@ def test_a_script_shows_its_length() -> None:
 # ---- failures ----
 
 
-async def test_a_failure_shows_what_was_expected_and_came(a: Socket, b: Socket) -> None:
+async def test_a_failure_shows_the_expected_and_the_received_bytes(a: Socket, b: Socket) -> None:
     await a.send(b"HELO x\r\n")
     text = await failure(Script().send(b"220\r\n").expect(b"EHLO x\r\n"), b)
     peer = b.getpeer()
     assert text == f"step 2 of 2, with {peer}: expected b'EHLO x\\r\\n', but b'HELO x\\r\\n' came"
-    assert await b.recv_line() == b"HELO x\r"  # what came is still unread
+    assert await b.recv_line() == b"HELO x\r"  # the received bytes are still unread
 
 
-async def test_the_first_different_byte_is_enough(a: Socket, b: Socket) -> None:
+async def test_a_script_fails_at_the_first_different_byte(a: Socket, b: Socket) -> None:
     await a.send(b"5")
     assert "expected b'250 ok', but b'5' came" in await failure(Script().expect(b"250 ok"), b)
 
 
-async def test_a_late_difference_is_shown_in_its_surroundings(a: Socket, b: Socket) -> None:
+async def test_a_late_difference_is_shown_with_the_bytes_around_it(a: Socket, b: Socket) -> None:
     await a.send(b"x" * 5000, b"y" * 5000)
     text = await failure(Script().expect(b"x" * 5001), b)
     assert "the first difference is at byte 5000: expected ... b'xxxxxxxxxxxxxxxxxxxxx'" in text
@@ -295,19 +295,19 @@ async def test_an_end_without_close_notify_can_be_expected() -> None:
         await Script().expect_eof(clean=False)(a)
 
 
-async def test_bytes_are_no_end_of_any_kind(a: Socket, b: Socket) -> None:
+async def test_bytes_are_not_accepted_as_an_end(a: Socket, b: Socket) -> None:
     await b.send(b"more")
     message = await failure(Script().expect_eof(clean=False), a)
     assert message.endswith("expected the end of the stream, but b'more' came")
 
 
-async def test_a_script_ends_its_side_and_reads_on(a: Socket, b: Socket) -> None:
+async def test_a_script_can_read_after_send_eof(a: Socket, b: Socket) -> None:
     await Script().send(b"last").send_eof()(a)
     await Script().expect(b"last").expect_eof().send(b"answer")(b)
     await Script().expect(b"answer")(a)
 
 
-async def test_a_failure_to_end_the_own_side_names_the_step(a: Socket, b: Socket) -> None:
+async def test_a_failed_send_eof_names_the_step(a: Socket, b: Socket) -> None:
     b.abort()
     with pytest.raises(trio.BrokenResourceError):
         await a.recv()
@@ -337,7 +337,7 @@ async def test_a_client_that_closes_without_an_alert_refuses(authority: Authorit
         await s.connect()
 
 
-async def test_a_refusal_by_this_side_is_none_by_the_peer(a: Socket, b: Socket) -> None:
+async def test_a_refusal_by_this_side_does_not_count(a: Socket, b: Socket) -> None:
     mine, theirs = Authority(), Authority()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Script().starttls(theirs.server_tls(), refused=True), b)
@@ -346,13 +346,15 @@ async def test_a_refusal_by_this_side_is_none_by_the_peer(a: Socket, b: Socket) 
     assert "the certificate was refused" in message
 
 
-async def test_plain_text_is_no_refusal_of_tls(authority: Authority, a: Socket, b: Socket) -> None:
+async def test_plain_text_does_not_count_as_a_refusal(
+    authority: Authority, a: Socket, b: Socket
+) -> None:
     await b.send(b"454 not available\r\n")
     message = await failure(Script().starttls(authority.client_tls(), refused=True), a)
     assert "the peer does not speak TLS" in message
 
 
-async def test_plain_text_under_tls_is_no_end() -> None:
+async def test_plain_text_under_tls_does_not_count_as_an_end() -> None:
     script = Script().expect_eof(clean=False)
     client, server = await socket_pair(tls=True)
     async with client, server:
@@ -368,7 +370,7 @@ async def test_a_failed_script_fails_the_test_that_serves_it() -> None:
             await (await s.connect()).send(b"x")
 
 
-async def test_a_cancelled_script_says_where_it_was(
+async def test_a_cancelled_script_names_its_step(
     a: Socket, b: Socket, caplog: pytest.LogCaptureFixture
 ) -> None:
     await a.send(b"25")
@@ -382,7 +384,9 @@ async def test_a_cancelled_script_says_where_it_was(
     assert await b.recv() == b"25"
 
 
-async def test_a_socket_that_the_test_has_closed_is_its_error(a: Socket, b: Socket) -> None:
+async def test_a_script_on_a_closed_socket_raises_closed_resource_error(
+    a: Socket, b: Socket
+) -> None:
     await a.send(b"25")
 
     async def close() -> None:

@@ -65,7 +65,7 @@ async def test_connect_returns_when_the_server_is_full() -> None:
         assert [sock.getpeer() for sock in s.server.connections] == [second.getlocal()]
 
 
-async def test_connect_returns_while_another_task_never_waits(autojump_clock: object) -> None:
+async def test_connect_returns_while_another_task_never_blocks(autojump_clock: object) -> None:
     async def spin() -> None:
         while True:
             await trio.lowlevel.checkpoint()
@@ -104,7 +104,7 @@ async def test_the_client_trusts_the_servers_authority_by_default(name: str) -> 
         assert (await s.connect(tls=None)).tls is None
 
 
-async def test_certificates_alone_are_a_known_role(authority: Authority) -> None:
+async def test_connect_trusts_a_server_with_a_list_of_certificates(authority: Authority) -> None:
     async with serving(echo, tls=[authority.certificate()]) as s:
         assert (await s.connect()).istls()
 
@@ -136,16 +136,14 @@ async def test_a_certificate_of_no_authority_is_unknown(other_certificate: objec
 def other_certificate() -> trisock.Certificate:
     from helpers.certificates import CertificateAuthority
 
-    return CertificateAuthority("not of the kit").issue("localhost")
+    return CertificateAuthority("unknown to trisock.testing").issue("localhost")
 
 
 # ---- the end of the block ----
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_handlers_read_the_end_before_the_server_stops(
-    tls: bool, authority: Authority
-) -> None:
+async def test_handlers_read_eof_before_the_server_stops(tls: bool, authority: Authority) -> None:
     stopping = []
 
     async def handler(sock: Socket) -> None:
@@ -171,7 +169,7 @@ async def test_a_clients_last_connection_reaches_its_handler() -> None:
     assert received == [b"hello"]
 
 
-async def test_handlers_may_go_on_for_five_seconds(autojump_clock: object) -> None:
+async def test_handlers_may_run_for_five_seconds_after_the_block(autojump_clock: object) -> None:
     ended = []
 
     async def handler(sock: Socket) -> None:
@@ -197,7 +195,7 @@ async def test_the_error_names_ten_hanging_peers(autojump_clock: object) -> None
                 await s.connect()
 
 
-async def test_a_handler_without_end_is_stopped_by_the_block() -> None:
+async def test_the_block_can_stop_an_endless_handler() -> None:
     async with serving(sleep) as s:
         await s.connect()
         s.server.stop(grace=0)
@@ -246,7 +244,7 @@ async def test_a_group_from_a_handler_stays_a_group() -> None:
     assert [type(each) for each in caught.value.exceptions] == [ValueError]
 
 
-async def test_the_blocks_exception_comes_before_the_handlers() -> None:
+async def test_the_blocks_exception_precedes_those_of_handlers() -> None:
     with pytest.raises(ExceptionGroup, match="a serving block") as caught:
         async with serving(fail) as s:
             client = await s.connect()
@@ -258,7 +256,7 @@ async def test_the_blocks_exception_comes_before_the_handlers() -> None:
     ]
 
 
-async def test_the_blocks_exception_comes_out_as_it_is() -> None:
+async def test_the_blocks_exception_is_raised_unchanged() -> None:
     for error in (KeyError("block"), ExceptionGroup("mine", [KeyError("block")])):
         with pytest.raises(type(error)) as caught:
             async with serving(sleep) as s:
@@ -289,7 +287,7 @@ async def test_an_open_cancel_scope_is_raised() -> None:
             await s.connect()
 
 
-async def test_what_is_not_an_exception_ends_the_block() -> None:
+async def test_a_keyboard_interrupt_in_a_handler_ends_the_block() -> None:
     async def handler(sock: Socket) -> None:
         raise KeyboardInterrupt
 
@@ -351,7 +349,7 @@ async def test_a_hundred_errors_are_kept_and_the_rest_counted() -> None:
     assert str(caught.value.exceptions[-1]) == "3 more errors"
 
 
-async def test_wrong_arguments_are_binds_errors() -> None:
+async def test_wrong_arguments_raise_the_errors_of_bind() -> None:
     for handler, arguments in ((echo, {"wrong": 1}), (7, {}), (echo, {"tls": "a.name"})):
         with pytest.raises(TypeError):
             async with serving(handler, **arguments):  # type: ignore[arg-type]

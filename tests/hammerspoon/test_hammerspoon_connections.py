@@ -30,7 +30,7 @@ from helpers.hammerspoon import (
 )
 from helpers.pairs import closing, read_all
 from trisock import ServerTLS, hammerspoon
-from trisock.hammerspoon import Socket, Sockets, callbacks
+from trisock.hammerspoon import Socket, Sockets, callbacks, endpoints
 from trisock.testing import Authority, Script, serving
 
 # ---- connect ----
@@ -369,6 +369,47 @@ async def test_a_servers_disconnect_also_closes_a_client_being_accepted(
         raw.setblocking(False)
         with contextlib.suppress(ConnectionResetError):
             assert raw.recv(1) == b""
+
+
+class BeforeFirstStep(trio.abc.Instrument):
+    """Calls a function when the next new task is about to run."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._new: set[trio.lowlevel.Task] = set()
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self._new.add(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task in self._new:
+            trio.lowlevel.remove_instrument(self)
+            self._function()
+
+
+async def test_a_servers_disconnect_closes_a_client_whose_task_has_not_run(
+    hs: Sockets, path: str
+) -> None:
+    server = hs.server(path)
+    await wait_all_tasks_blocked()
+    trio.lowlevel.add_instrument(BeforeFirstStep(server.disconnect))
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(path)
+        await wait_all_tasks_blocked()
+        raw.setblocking(False)
+        assert raw.recv(1) == b""
+
+
+async def test_a_client_waits_until_its_server_has_accepted_it(hs: Sockets) -> None:
+    server = hs.server(0)
+    await wait_all_tasks_blocked()
+    raw = socket.create_connection((LOCALHOST, server.info()["localPort"]))
+    raw.setblocking(False)
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
+    async with trisock.Socket(stream) as client:
+        assert server.connections() == 0  # no other task has run
+        await endpoints._wait_accepted(client)
+        assert server.connections() == 1
 
 
 @pytest.mark.parametrize(

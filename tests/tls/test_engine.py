@@ -66,24 +66,38 @@ def sides(client_tls: ClientTLS, server_tls: ServerTLS) -> tuple[Side, Side]:
     return connected(client_tls, server_tls, lambda data: [data])
 
 
-class WrongVersionOnce:
-    """An SSLObject that gets plain text. As with OpenSSL 3.6, only its first handshake fails."""
+class Failing:
+    """An SSLObject whose handshake raises these errors, one in each call."""
 
-    failed = False
+    def __init__(self, *errors: ssl.SSLError) -> None:
+        self._errors = iter(errors)
 
     def do_handshake(self) -> None:
-        if self.failed:
-            raise ssl.SSLWantReadError
-        self.failed = True
-        error = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)")
-        error.library, error.reason = "SSL", "WRONG_VERSION_NUMBER"
-        raise error
+        raise next(self._errors)
 
 
-def test_plain_text_in_a_handshake_fails_at_once(client_tls: ClientTLS) -> None:
+def ssl_error(library: str, reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, f"[{library}: {reason}] ...")
+    error.library, error.reason = library, reason
+    return error
+
+
+@pytest.mark.parametrize(
+    ("errors", "text"),
+    [
+        # As with OpenSSL 3.6: after plain text, only the first call fails.
+        ([("SSL", "WRONG_VERSION_NUMBER"), None], "the peer does not speak TLS"),
+        ([("EVP", "DECODE_ERROR"), ("SSL", "INTERNAL_ERROR")], "decode error"),
+    ],
+    ids=["plain text", "both calls fail"],
+)
+def test_a_failed_handshake_raises_its_first_error_at_once(
+    errors: list[tuple[str, str] | None], text: str, client_tls: ClientTLS
+) -> None:
     client = Side(client_tls, "client")
-    client.engine._ssl_object = WrongVersionOnce()  # type: ignore[assignment]
-    with pytest.raises(TLSError, match="the peer does not speak TLS"):
+    raised = [ssl_error(*each) if each else ssl.SSLWantReadError() for each in errors]
+    client.engine._ssl_object = Failing(*raised)  # type: ignore[assignment]
+    with pytest.raises(TLSError, match=text):
         client.engine.do_handshake()
     assert client.engine.state is TLSState.FAILED
 

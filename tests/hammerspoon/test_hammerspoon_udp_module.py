@@ -28,7 +28,7 @@ from trisock.hammerspoon import Sockets, UDPSocket, UDPSockets
 # ---- hs.socket.udp's page ----
 
 
-def test_every_name_on_hs_socket_udps_page_exists() -> None:
+def test_every_name_on_the_page_of_hs_socket_udp_exists() -> None:
     for name in [
         "broadcast", "close", "closed", "connect", "connected", "enableIPv", "info", "listen",
         "pause", "preferIPv", "read", "readOne", "receive", "receiveOne", "reusePort", "send",
@@ -45,7 +45,7 @@ def test_read_readOne_and_write_are_aliases() -> None:
     assert UDPSocket.write is UDPSocket.send
 
 
-async def test_the_ping_pong_on_hs_socket_udps_page_works(hs: Sockets) -> None:
+async def test_the_ping_pong_on_the_page_of_hs_socket_udp_works(hs: Sockets) -> None:
     printed = Calls()
 
     def ping(data: bytes, addr: bytes) -> None:
@@ -67,7 +67,9 @@ async def test_the_ping_pong_on_hs_socket_udps_page_works(hs: Sockets) -> None:
     assert await printed.take(6) == [(b"ping",), (b"pong",)] * 3
 
 
-async def test_the_broadcast_on_hs_socket_udps_page_works(udp: UDPSockets, calls: Calls) -> None:
+async def test_the_broadcast_on_the_page_of_hs_socket_udp_works(
+    udp: UDPSockets, calls: Calls
+) -> None:
     port = free_port()
     listeners = []
     for number in range(3):

@@ -45,7 +45,7 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
     """Block new clients, and accept the clients that came before.
 
     After this returns, the caller can close the socket without resetting a client. If the system
-    does not allow the filter, there is a gap of microseconds: a client that connects between the
+    does not allow the packet filter, there is a gap of microseconds: a client that connects between the
     last check and the close is reset.
 
     Args:

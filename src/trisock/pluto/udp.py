@@ -156,7 +156,8 @@ class UDPTransport:
     async def _receive_nowait(self) -> Exception | None:
         """If a datagram has already arrived, put it into the buffer.
 
-        If the receive fails, its exception is returned: raised, it would be wrapped in a group.
+        If the receive fails, return its exception. If it were raised here, the nursery would wrap
+        it in a group.
         """
         failure = None
 

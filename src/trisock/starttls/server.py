@@ -80,8 +80,8 @@ async def accept(
     ``Server.broadcast`` without ``to`` also sends to clients that have not asked for TLS yet, in
     plain text. To avoid this, pass it the sockets for which ``accept`` has returned.
 
-    If the client sends more plain text after STARTTLS, it is never executed, and the connection
-    ends (CVE-2011-0411; for PostgreSQL, CVE-2021-23214). The limits of ``upgrade`` apply.
+    Plain text that the client sends after STARTTLS is never executed, and the connection ends
+    (CVE-2011-0411; for PostgreSQL, CVE-2021-23214). The limits of ``upgrade`` apply.
     """
     check_protocol(protocol, _SERVERS)
     seconds = seconds_or_inf("timeout", timeout)

@@ -45,8 +45,8 @@ async def drain(listening: socket.socket, accept_one: Callable[[], Awaitable[boo
     """Block new clients, and accept the clients that came before.
 
     After this returns, the caller can close the socket without resetting a client. If the system
-    does not allow the packet filter, there is a gap of microseconds: a client that connects between the
-    last check and the close is reset.
+    does not allow the packet filter, there is a gap of microseconds: a client that connects between
+    the last check and the close is reset.
 
     Args:
       listening: a listening socket that no other process holds.

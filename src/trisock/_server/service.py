@@ -387,7 +387,7 @@ class Service(NotCopyable):
         Args:
           grace: the seconds for which handlers may continue. ``None`` means as long as they need.
             The default is the ``grace`` of ``open_service``.
-          delay: the seconds for which the servers first continue to accept. The default is the
+          delay: for how many seconds the servers still accept clients. The default is the
             ``delay`` of ``open_service``.
         """
         settings = self._settings

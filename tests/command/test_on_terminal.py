@@ -123,7 +123,7 @@ def test_a_thousand_urls_show_progress_in_less_than_100_mib(
     assert kib < 100 * 1024
 
 
-@pytest.mark.parametrize("scheme", ["tls", "imap"])
+@pytest.mark.parametrize("scheme", ["tls", pytest.param("imap", marks=pytest.mark.rare)])
 def test_ctrl_c_ends_a_check_at_once(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         urls = [f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"] * 2

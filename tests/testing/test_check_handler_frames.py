@@ -64,10 +64,10 @@ async def answer_http(sock: Socket) -> None:
     ("handler", "request_bytes"),
     [
         pytest.param(answer_frames_by_hand, GET, marks=pytest.mark.rare),
-        (answer_short_frames, b"\0\5get k"),
+        pytest.param(answer_short_frames, b"\0\5get k", marks=pytest.mark.rare),
         (answer_typed_messages, b"Q\0\0\0\x0dSELECT 1;"),
         (answer_http, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
-        (answer_frames, b"\0\0\x50\0" + bytes(0x5000)),
+        pytest.param(answer_frames, b"\0\0\x50\0" + bytes(0x5000), marks=pytest.mark.rare),
         pytest.param(answer_lines, b"\r\n", marks=pytest.mark.rare),
     ],
 )

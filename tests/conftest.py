@@ -23,6 +23,7 @@ sys.dont_write_bytecode = False
 pytest.register_assert_rewrite("helpers")  # makes failed asserts in helpers show values
 
 from helpers.deadline import DEADLINE
+from helpers.pluto import background_threads
 from trisock import ClientTLS, ServerTLS, Socket
 from trisock.pluto.blocking import background
 from trisock.testing import Authority
@@ -128,6 +129,8 @@ def no_leaked_descriptor() -> Iterator[None]:
     before = _descriptors()
     yield
     background.stop()  # the thread of trisock.pluto
+    for thread in background_threads():  # a failed thread closes its sockets after its calls ended
+        thread.join(DEADLINE)
     gc.collect()
     gc.freeze()  # test reports accumulate, and would make each collection slower
     left = _descriptors() - before

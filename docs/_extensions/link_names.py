@@ -136,7 +136,10 @@ def replace(literal: nodes.literal, link: nodes.reference) -> None:
 
 
 def scopes_around(literal: nodes.literal) -> list[str]:
-    """Return the class whose docstring has the literal, and the modules that are its titles."""
+    """Return the class whose docstring has the literal, and the titles of the sections around it.
+
+    A title may be the name of a module, such as ``trisock.testing``.
+    """
     scopes = []
     node = literal.parent
     while node is not None:
@@ -146,7 +149,7 @@ def scopes_around(literal: nodes.literal) -> list[str]:
             scopes.append(f"{signature.get('module')}.{name}")
         elif isinstance(node, nodes.section):
             title = node[0].astext()
-            scopes += UDP_SCOPES if "hs.udp" in title else [title]  # such as trisock.testing
+            scopes += UDP_SCOPES if "hs.udp" in title else [title]
         node = node.parent
     return scopes
 

@@ -126,10 +126,11 @@ def _alone(exceptions: list[BaseException]) -> BaseException | None:
 
 
 def raise_again(exc: BaseException) -> NoReturn:
-    """Raise the user's exception as it is, while a group that contains it is handled, for example.
+    """Raise an exception of the user, and keep its context and its cause.
 
-    A plain ``raise`` would make the group its context: that loses the old one, and would be garbage
-    in a cycle. ``from None`` would lose its cause.
+    For example, while we handle a group that contains the exception: a plain ``raise`` would set
+    the group as the context, which loses the old context and makes a cycle. ``from None`` would
+    lose the cause.
     """
     context = _attribute(exc, "__context__")
     try:

@@ -171,7 +171,7 @@ async def test_a_client_that_is_silent_is_closed_in_time(
         assert 4 < trio.current_time() <= 5
 
 
-# What a client sends, how the server's answer ends, and how its farewell begins.
+# What the client sends, how the server's answer ends, and how the server's farewell begins.
 FAREWELLS = pytest.mark.parametrize(
     ("protocol", "said", "answered", "farewell"),
     [

@@ -51,8 +51,6 @@ def log_or_raise(connection: Connection, failure: BaseException, counts: Counter
     errors, rest = _guard.split_errors(failure)
     if errors is not None:
         log(connection, errors, counts)
-    if rest is failure:
-        raise failure
     if rest is not None:
         _guard.raise_again(rest)
 

@@ -56,8 +56,6 @@ def _log_or_raise(failure: BaseException) -> None:
     if errors is not None:
         end = "; the service goes on" if rest is None else ""
         _log(f"SIGHUP: on_reload failed{end}", errors)
-    if rest is failure:
-        raise failure
     if rest is not None:
         _guard.raise_again(rest)
 

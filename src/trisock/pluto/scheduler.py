@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import trio
 
-from .._guard import isolated, leaves, log, split_errors
+from .._guard import isolated, leaves, log, raise_again, split_errors
 from .blocking import Run, current_run, describe, run_trio
 
 if sys.version_info < (3, 11):  # pragma: no cover (each version runs one of the two branches)
@@ -245,7 +245,7 @@ class scheduler:  # noqa: N801 (Pluto's name)
                 if errors is not None:
                     self._fail(errors)
                 if others is not None and is_cancelled:
-                    raise others from None
+                    raise_again(others)
             finally:
                 del errors, others  # their tracebacks refer to this frame
         finally:

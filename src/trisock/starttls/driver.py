@@ -168,7 +168,7 @@ async def _check_quiet(sock: Socket) -> None:
 
 
 def _seconds_for_farewell(sock: Socket, timeout: float) -> float:
-    """Return the seconds of the time limit that a server reserves for its farewell."""
+    """Return how many seconds of the time limit a server keeps for its farewell."""
     return min(1.0, timeout / 10) if sock.getside() == "server" else 0.0
 
 

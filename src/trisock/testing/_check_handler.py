@@ -266,7 +266,7 @@ class _Check:
         raise AssertionError(f"{name}: each connection leaves {left}")
 
     async def _left(self, before: Resources, seconds: float) -> str:
-        """Allow ``seconds`` for a clean-up. Describe what is left behind, or return ``""``."""
+        """Wait up to ``seconds`` until nothing is left behind. Return what is left, as text."""
         if before.left():
             with self._watchdog.limit(seconds):
                 while before.left():

@@ -85,7 +85,7 @@ async def _is_answered(sock: Socket) -> bool:
 
 
 async def _fill(session: Session, sock: Socket, piece: bytes) -> bool:
-    """Send so many requests that the kernel's buffers are full of answers.
+    """Send requests until the kernel's buffers are full of answers.
 
     Returns whether the handler has stopped reading, because it cannot send its answers.
     """

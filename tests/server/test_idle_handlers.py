@@ -450,6 +450,7 @@ async def test_a_second_stop_leaves_the_same_time_for_a_goodbye(
         s.server.stop(grace=None)
         await trio.testing.wait_all_tasks_blocked()
         mock_clock.jump(0.85)
+        s.server.stop(grace=None)  # changes nothing
         await trio.testing.wait_all_tasks_blocked()
         assert await client.peek() is None
         mock_clock.jump(0.1)
